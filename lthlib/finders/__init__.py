@@ -1,0 +1,1 @@
+"""Ways to find a mask: by training and pruning, from scores at initialization, while training, or in a random net."""
