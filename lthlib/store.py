@@ -1,0 +1,160 @@
+"""The only room that knows folders: atomic writes, keys from parameters, locks, checksums, resume."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, TypeVar
+
+from filelock import FileLock
+
+from lthlib.errors import InputError
+
+Value = TypeVar("Value")
+
+
+def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
+    """Has `write` fill a temporary file beside `path`, flushes it to the disk and renames it to `path`.
+
+    A reader sees the old file or the whole new one, whenever the writer is killed. Raises InputError where the
+    folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix stays, because writers such as matplotlib choose their format by it.
+        with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=f".part{path.suffix}", delete=False) as handle:
+            temporary = Path(handle.name)
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror or error} (choose a writable folder)") from error
+    try:
+        write(temporary)
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        # A temporary file is private to its owner; a result is as readable as any other file.
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_atomically(path, lambda temporary: _ignore(temporary.write_text(text, encoding="utf-8")))
+
+
+def write_json(path: Path | str, value: object) -> None:
+    """Writes `value` as indented JSON, atomically; NaN and infinities are refused with ValueError."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _ignore(_: object) -> None:
+    return None
+
+
+def checksum(path: Path | str) -> str:
+    """The BLAKE2b digest (16 bytes, hexadecimal) of a file's content."""
+    with Path(path).open("rb") as handle:
+        return file_digest(handle, lambda: blake2b(digest_size=16)).hexdigest()
+
+
+def key(parameters: Mapping[str, Any]) -> str:
+    """A short name for a set of parameters: equal parameters, whatever their order, give equal keys."""
+    text = json.dumps(parameters, sort_keys=True, allow_nan=False, default=_plain)
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be part of a key")
+
+
+@dataclass(frozen=True)
+class Store:
+    """Finished pieces of work under one folder, each under the key of the parameters that fix it."""
+
+    folder: Path
+
+    def compute(
+        self,
+        parameters: Mapping[str, Any],
+        work: Callable[[], Value],
+        save: Callable[[Value, Path], None],
+        load: Callable[[Path], Value],
+    ) -> Value:
+        """The result of `work()` for these parameters: read where it is already stored whole, else computed and kept.
+
+        `save` and `load` write and read one folder. Two processes asking for one key do the work once: the second
+        waits for the first. A damaged entry is set aside with a warning and computed anew.
+        """
+        name = key(parameters)
+        entry = self.folder / name
+        with self.locked(name):
+            if (entry / "checksums.json").exists():
+                try:
+                    verify(entry)
+                    return load(entry)
+                except (InputError, OSError, ValueError, KeyError) as error:
+                    aside = set_aside(entry)
+                    warnings.warn(
+                        f"{entry} is damaged ({error}); set aside as {aside.name}, computed anew", stacklevel=2
+                    )
+            value = work()
+            entry.mkdir(parents=True, exist_ok=True)
+            write_json(entry / "parameters.json", dict(parameters))
+            save(value, entry)
+            seal(entry)
+            return value
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Holds the lock of one key; the operating system frees it when its holder dies."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {str(self.folder)!r}: {error.strerror} (choose a writable folder)"
+            ) from error
+        with FileLock(self.folder / f".{name}.lock"):
+            yield
+
+
+def seal(folder: Path) -> None:
+    """Writes `checksums.json` over the folder's files: the mark that the folder is complete."""
+    write_json(folder / "checksums.json", {path.name: checksum(path) for path in _files(folder)})
+
+
+def verify(folder: Path) -> None:
+    """Raises InputError, naming the file, unless every sealed file of the folder is there unchanged."""
+    sealed = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+    for name, digest in sealed.items():
+        if not (folder / name).is_file() or checksum(folder / name) != digest:
+            raise InputError(f"{str(folder / name)!r} is missing or differs from its checksum")
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file or folder to the first free `NAME.damaged-K` beside it; returns that path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".") and path.name != "checksums.json"
+    )
