@@ -9,20 +9,14 @@ Source: Alabdulmohsin et al., A Generalized Lottery Ticket Hypothesis, arXiv 210
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, reduce
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
 
-import numpy as np
-import pywt
 import torch
-from scipy.fft import dct
 from torch import Tensor
 
+from lthlib.axes import FIXED, Axis, fixed_axis, given_axis
 from lthlib.errors import InputError, unknown
-from lthlib.randomness import generator
 
-FIXED = ("dct", "haar", "hadamard", "random")
 SCOPES = ("all", "input", "kernel", "in", "out")
 _RULES: dict[str, tuple[str, ...]] = {
     "canonical": ("all",),
@@ -61,132 +55,6 @@ class Basis(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """The stored numbers by name; empty unless fitted."""
-
-
-# ---------------------------------------------------------------------------------------------- matrices of one axis
-
-
-def _dct(n: int) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(dct(np.eye(n), type=2, norm="ortho", axis=0)))
-
-
-def _haar(n: int) -> Tensor:
-    levels = (n & -n).bit_length() - 1
-    if levels == 0:
-        return torch.eye(n, dtype=torch.float64)
-    parts = pywt.wavedec(np.eye(n), "haar", mode="periodization", level=levels, axis=0)
-    return torch.from_numpy(np.concatenate(parts))
-
-
-def _hadamard(n: int) -> Tensor:
-    blocks = []
-    for digit in reversed(range(n.bit_length())):
-        if n >> digit & 1:
-            block = torch.ones(1, 1, dtype=torch.float64)
-            for _ in range(digit):
-                block = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), block)
-            blocks.append(block / math.sqrt(2**digit))
-    return torch.block_diag(*blocks)
-
-
-def _random(n: int, seed: int, stream: str) -> Tensor:
-    gaussian = torch.randn(n, n, dtype=torch.float64, generator=generator(seed, "basis", stream))
-    q, r = torch.linalg.qr(gaussian)
-    # Without the signs of diag(R) the law is LAPACK's convention, not the Haar measure.
-    return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
-
-
-@lru_cache(maxsize=16)
-def axis_matrix(kind: str, sizes: tuple[int, ...], seed: int = 0, stream: str = "") -> Tensor:
-    """The orthonormal matrix (n, n), float64 on the CPU, of one axis of length n = prod(sizes).
-
-    `kind` is one of dct (DCT-II), haar (periodised, as many levels as n is divisible by 2; odd n: identity), hadamard
-    (Sylvester, one block for each binary digit of n), random (Haar measure on the whole axis, from `seed` and
-    `stream`). With several sizes the first three are Kronecker products, one factor a size; a leading image-channel
-    axis has size -C and the identity. Raises InputError for another kind or a size of 0. The tensor is shared: do not
-    write to it.
-    """
-    if kind not in FIXED:
-        raise unknown("basis matrix", kind, FIXED)
-    if not sizes or 0 in sizes:
-        raise InputError(f"a basis matrix needs sizes of at least 1, not {sizes}")
-    with torch.inference_mode(False):
-        if kind == "random":
-            return _random(abs(math.prod(sizes)), seed, stream)
-        of = {"dct": _dct, "haar": _haar, "hadamard": _hadamard}[kind]
-        factors = [torch.eye(-size, dtype=torch.float64) if size < 0 else of(size) for size in sizes]
-        return reduce(torch.kron, factors).contiguous()
-
-
-def _is_identity(kind: str, sizes: tuple[int, ...]) -> bool:
-    if kind == "haar":
-        return all(size < 0 or size % 2 for size in sizes)
-    # A random 1x1 matrix would be a bare sign: it changes no ticket and costs a matmul.
-    return all(size in (-1, 1) for size in sizes) or (kind != "random" and all(size < 0 or size == 1 for size in sizes))
-
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """An orthonormal matrix over `span` adjacent axes of a tensor, by recipe or, for kind "given", by its numbers.
-
-    Fields as in `axis_matrix`; `given` is (n, n) float64. Make one with `fixed_axis` or `given_axis`.
-    """
-
-    kind: str
-    sizes: tuple[int, ...]
-    span: int = 1
-    seed: int = 0
-    stream: str = ""
-    given: Tensor | None = None
-    _casts: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
-        """The matrix (n, n) in this dtype on this device, cast once and kept; do not write to it."""
-        key = (dtype, torch.device(device))
-        if key not in self._casts:
-            # A tensor cast under inference_mode could never again take part in training.
-            with torch.inference_mode(False), torch.no_grad():
-                given = self.given
-                matrix = axis_matrix(self.kind, self.sizes, self.seed, self.stream) if given is None else given
-                self._casts[key] = matrix.to(device=device, dtype=dtype)
-        return self._casts[key]
-
-
-# Equal recipes share one Axis, hence one cast, for as long as any basis holds it.
-_axes: WeakValueDictionary[tuple[Any, ...], Axis] = WeakValueDictionary()
-
-
-def fixed_axis(kind: str, sizes: tuple[int, ...], span: int = 1, seed: int = 0, stream: str = "") -> Axis | None:
-    """The axis of `axis_matrix(kind, sizes, seed, stream)`; None where that is the identity.
-
-    Raises InputError as `axis_matrix` does.
-    """
-    if kind not in FIXED:
-        raise unknown("basis matrix", kind, FIXED)
-    if _is_identity(kind, sizes):
-        return None
-    key = (kind, sizes, span, *((seed, stream) if kind == "random" else (0, "")))
-    axis = _axes.get(key)
-    if axis is None:
-        axis = _axes[key] = Axis(*key)
-    return axis
-
-
-def given_axis(matrix: Tensor, span: int = 1) -> Axis:
-    """An axis fitted to weights, from its orthonormal matrix (n, n).
-
-    Raises InputError where the matrix is not orthonormal to 1e-9.
-    """
-    matrix = matrix.detach().to("cpu", torch.float64).contiguous().clone()
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise InputError(f"a basis matrix is square, not of shape {tuple(matrix.shape)}")
-    error = (matrix @ matrix.T - torch.eye(len(matrix), dtype=torch.float64)).abs().max().item()
-    if not error < 1e-9:
-        raise InputError(f"a basis matrix has orthonormal rows, but its B B^T is off the identity by {error:.1e}")
-    return Axis("given", (len(matrix),), span, given=matrix)
-
-
-# ------------------------------------------------------------------------------------------------------------- bases
 
 
 @dataclass(frozen=True, eq=False)
@@ -403,7 +271,7 @@ def valid_rules() -> tuple[str, ...]:
 def bases(
     rule: str,
     shapes: Mapping[str, tuple[int, ...]],
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...] = (),
     seed: int = 0,
     weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Basis]:
@@ -412,14 +280,16 @@ def bases(
     NAME: canonical, dct, haar, hadamard, random (a matrix of its own for each seed, tensor and axis), svd and units
     (fitted to `weights`, the initial or the trained ones). SCOPE: all (default), input (the input axis of a linear
     first layer), kernel (the spatial axes of convolutions), in (axis 1), out (axis 0). `shapes` are those of the
-    prunable tensors in the order of the forward pass, (out, in) or (out, in, kh, kw); `input_shape` is (C, H, W).
-    An image axis, C H W long, gets the H x W transform of each channel, except for random.
+    prunable tensors in the order of the forward pass, (out, in) or (out, in, kh, kw). `input_shape` is (C, H, W), or ()
+    where no image is known: the first layer's input axis, if C H W long, gets the H x W transform of each channel, or
+    for random one matrix over the whole axis.
     Raises InputError, naming rule and shape, where the rule is unknown or does not fit.
     """
     name, _, scope = rule.partition("@")
     scope = scope or "all"
     if name not in _RULES or scope not in _RULES[name]:
         raise unknown("basis rule", rule, valid_rules())
+    rule = name if scope == "all" else rule
     for tensor, shape in shapes.items():
         if len(shape) not in (2, 4) or 0 in shape:
             raise InputError(
@@ -429,11 +299,18 @@ def bases(
     if name == "canonical":
         return {tensor: canonical(len(shape)) for tensor, shape in shapes.items()}
     if name in ("svd", "units"):
-        fitted = _weights_for(rule, shapes, weights)
+        fitted = _checked_weights(rule, shapes, weights or {})
         return {tensor: svd(w, scope) if name == "svd" else row_reflection(w) for tensor, w in fitted.items()}
+    first = next(iter(shapes), None)
+    if scope == "input" and first is not None and not _is_image(shapes[first], input_shape):
+        raise InputError(
+            f"basis rule {rule!r} needs a linear first layer whose input is the image, {tuple(input_shape)}, and"
+            f" {first!r} has shape {tuple(shapes[first])} (valid otherwise: {name} or {name}@kernel, @in, @out)"
+        )
     result: dict[str, Basis] = {}
-    for position, (tensor, shape) in enumerate(shapes.items()):
-        axes = tuple(_axes_of(rule, tensor, tuple(shape), tuple(input_shape) if position == 0 else None, seed))
+    for tensor, shape in shapes.items():
+        image = tuple(input_shape) if tensor == first else ()
+        axes = _fixed_axes(name, scope, tensor=tensor, shape=tuple(shape), image=image, seed=seed)
         result[tensor] = canonical(len(shape)) if all(axis is None for axis in axes) else Kronecker(rule, axes)
     if all(basis.is_identity for basis in result.values()):
         raise InputError(
@@ -443,11 +320,15 @@ def bases(
     return result
 
 
-def _weights_for(
-    rule: str, shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor] | None
+def _is_image(shape: tuple[int, ...], image: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and len(image) == 3 and shape[1] == math.prod(image)
+
+
+def _checked_weights(
+    rule: str, shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     for tensor, shape in shapes.items():
-        if weights is None or tensor not in weights:
+        if tensor not in weights:
             raise InputError(f"basis rule {rule!r} is fitted to weights, and none were given for {tensor!r}")
         if tuple(weights[tensor].shape) != tuple(shape):
             raise InputError(
@@ -456,35 +337,24 @@ def _weights_for(
             )
         if not weights[tensor].isfinite().all():
             raise InputError(f"basis rule {rule!r} needs finite weights, and {tensor!r} has nan or infinity")
-    return {tensor: weights[tensor] for tensor in shapes} if weights is not None else {}
+    return {tensor: weights[tensor] for tensor in shapes}
 
 
-def _axes_of(
-    rule: str, tensor: str, shape: tuple[int, ...], image: tuple[int, ...] | None, seed: int
-) -> list[Axis | None]:
-    """The axes of one tensor; `image` is (C, H, W) for the first tensor and None for the others."""
-    kind, _, scope = rule.partition("@")
-    scope = scope or "all"
-    linear = len(shape) == 2
-    if scope == "input" and image is not None and (not linear or shape[1] != math.prod(image)):
-        raise InputError(
-            f"basis rule {rule!r} needs a linear first layer whose input is the image, {image}, and {tensor!r}"
-            f" has shape {shape} (valid for convolutions: {kind}, {kind}@kernel, {kind}@in, {kind}@out)"
-        )
+def _fixed_axes(
+    kind: str, scope: str, *, tensor: str, shape: tuple[int, ...], image: tuple[int, ...], seed: int
+) -> tuple[Axis | None, ...]:
+    """The axes of one tensor; `image` is (C, H, W) for the first one and () for the others."""
 
-    def axis(index: int, sizes: tuple[int, ...], wanted: bool, span: int = 1) -> Axis | None:
-        return fixed_axis(kind, sizes, span, seed, f"{tensor}/{index}") if wanted else None
+    def axis(index: int, sizes: tuple[int, ...], scopes: tuple[str, ...], span: int = 1) -> Axis | None:
+        return fixed_axis(kind, sizes, span, seed, f"{tensor}/{index}") if scope in ("all", *scopes) else None
 
     in_sizes: tuple[int, ...] = (shape[1],)
-    if linear and image is not None and shape[1] == math.prod(image) and kind != "random":
-        in_sizes = (-image[0], image[1], image[2])
-    first_only = scope == "input" and image is not None
-    axes = [axis(0, (shape[0],), scope in ("all", "out")), axis(1, in_sizes, scope in ("all", "in") or first_only)]
-    if not linear:
-        kernel = axis(2, shape[2:], scope in ("all", "kernel"), span=2)
-        # The two kernel axes as one small matrix: one matmul in place of two.
-        axes += [kernel] if kernel is not None else [None, None]
-    return axes
+    if _is_image(shape, image) and kind != "random":
+        in_sizes = (-image[0], *image[1:])
+    axes = (axis(0, (shape[0],), ("out",)), axis(1, in_sizes, ("in", "input") if image else ("in",)))
+    # The two kernel axes as one small matrix: one matmul in place of two.
+    kernel = axis(2, shape[2:], ("kernel",), span=2) if len(shape) == 4 else None
+    return axes if len(shape) == 2 else (*axes, *((None, None) if kernel is None else (kernel,)))
 
 
 # ------------------------------------------------------------------------------------------------- energy compaction
