@@ -1,0 +1,352 @@
+"""Data sets by name, as whole tensors: fixed splits, normalisation, and batched augmentation on the device."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lthlib.errors import InputError, unknown
+from lthlib.randomness import generator
+from lthlib.store import Store, key
+
+VALID_DATASETS = ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100", "svhn", "folder:PATH")
+VALIDATION = 5_000
+PADDING = 4
+_TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw", "none"),
+    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw", "none"),
+    "kmnist": ("KMNIST", "KMNIST/raw", "none"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py", "crop-flip"),
+    "cifar100": ("CIFAR100", "cifar-100-python", "crop-flip"),
+    "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat", "crop"),
+}
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """`images` (N, C, H, W) in raw pixel units, usually uint8, and their `labels` (N,), int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits, the per-channel `mean` and `std` of the training images (raw pixel units), and the augmentation.
+
+    `augmentation` is "none", "crop" or "crop-flip"; `dataclasses.replace(dataset, augmentation=...)` changes it.
+    Images stay as stored (CIFAR-10: 184 MB as uint8); `normalised` makes float32, four times that, anew at each call.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: str
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def label(self) -> str:
+        """The name for tables and figures: a folder's base name instead of its place on this machine."""
+        if not self.name.startswith("folder:"):
+            return self.name
+        return Path(self.name.removeprefix("folder:")).expanduser().resolve().name
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """The same data on `device`."""
+        train, validation, test = (
+            Split(split.images.to(device), split.labels.to(device))
+            for split in (self.train, self.validation, self.test)
+        )
+        return replace(self, train=train, validation=validation, test=test)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(images - mean) / std per channel, float32, for images (N, C, H, W) in raw pixel units on any device."""
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return images.to(torch.float32, copy=True).sub_(mean).div_(std)
+
+    def normalised(self, split_name: str) -> Tensor:
+        """All images of "train", "validation" or "test", normalised: float32 (N, C, H, W), a new tensor each time."""
+        if split_name not in ("train", "validation", "test"):
+            raise unknown("split", split_name, ("train", "validation", "test"))
+        split: Split = getattr(self, split_name)
+        return self.normalise(split.images)
+
+
+def load(
+    name: str,
+    data_dir: Path | str = "data",
+    *,
+    train_size: int | None = None,
+    validation_size: int | None = None,
+    download: bool = True,
+) -> Dataset:
+    """The data set called `name`, read from `data_dir`, downloaded into it if missing and `download`.
+
+    The validation split is a fixed class-stratified part of the training images (5,000; digits 297; a folder
+    min(5000, 10 %)), the same for every replicate. `train_size` and `validation_size` take the first so many of a
+    fixed order in which every prefix is as class-stratified as its size allows. `mean` and `std` are those of the
+    training images kept. Raises InputError: unknown name, files missing or damaged, sizes out of range.
+    """
+    if name == "digits":
+        train, validation, test, augmentation = *_digits(), "none"
+    elif name in _TORCHVISION:
+        train, test = _torchvision(name, Path(data_dir), download)
+        train, validation = _hold_out(train, VALIDATION)
+        augmentation = _TORCHVISION[name][2]
+    elif name.startswith("folder:") and name != "folder:":
+        train, test = _folder(Path(name.removeprefix("folder:")).expanduser(), Path(data_dir))
+        train, validation = _hold_out(train, max(1, min(VALIDATION, len(train.labels) // 10)))
+        augmentation = "crop-flip"
+    else:
+        raise unknown("data set", name, VALID_DATASETS)
+    train = _first(train, train_size, "train_size", f"training images of {name!r}")
+    validation = _first(validation, validation_size, "validation_size", f"validation images of {name!r}")
+    classes = 1 + int(max(train.labels.max(), test.labels.max()))
+    return Dataset(name, train, validation, test, classes, *_moments(train.images), augmentation)
+
+
+def _first(split: Split, size: int | None, parameter: str, what: str) -> Split:
+    available = len(split.labels)
+    if size is None:
+        return split
+    if not 1 <= size <= available:
+        raise InputError(f"{parameter}={size} is outside 1 to {available}, the number of {what}")
+    return _take(split, slice(size))
+
+
+def _take(split: Split, which: Tensor | slice) -> Split:
+    return Split(split.images[which].contiguous(), split.labels[which].contiguous())
+
+
+def _stratified_order(labels: Tensor) -> Tensor:
+    """A fixed permutation (N,) in which every prefix, and every slice, holds the classes in their proportions."""
+    source = generator(0, "split")
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().squeeze(1)
+        # A class of n images gets places (rank + u) / n: evenly spread over the unit interval, at a random phase.
+        ranks = torch.randperm(len(members), generator=source) + torch.rand((), generator=source)
+        place[members] = ranks.double() / len(members)
+    return place.argsort(stable=True)
+
+
+def _hold_out(train: Split, size: int) -> tuple[Split, Split]:
+    if len(train.labels) <= size:
+        raise InputError(f"{len(train.labels)} training images leave none beside {size} for validation")
+    order = _stratified_order(train.labels)
+    return _take(train, order[size:]), _take(train, order[:size])
+
+
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel; a constant channel's deviation counts as 1."""
+    count = images.numel() // images.shape[1]
+    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    squares = total.clone()
+    for part in images.split(2_048):
+        # Integers below 2^24 sum exactly in float64; parts keep the copies small.
+        rows = part.transpose(0, 1).flatten(1).float()
+        total += rows.sum(1, dtype=torch.float64)
+        squares += rows.square_().sum(1, dtype=torch.float64)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_(min=0).sqrt()
+    return tuple(mean.tolist()), tuple(std.where(std > 0, 1.0).tolist())
+
+
+def _digits() -> tuple[Split, Split, Split]:
+    """scikit-learn's bundled 1,797 digits, 8x8, in 0 to 16: 1,200 / 297 / 300, class-stratified."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415
+
+    bundle = load_digits()
+    images = torch.as_tensor(bundle.images).to(torch.uint8).unsqueeze(1)
+    labels = torch.as_tensor(bundle.target).long()
+    train, validation, test = _stratified_order(labels).split([1_200, 297, 300])
+    everything = Split(images, labels)
+    return _take(everything, train), _take(everything, validation), _take(everything, test)
+
+
+def _torchvision(name: str, data_dir: Path, download: bool) -> tuple[Split, Split]:
+    """Both splits of a torchvision data set: downloaded if missing, never asked of the network if there."""
+    from torchvision import datasets  # noqa: PLC0415
+
+    kind, place, _ = _TORCHVISION[name]
+    reader: Callable[..., Any] = getattr(datasets, kind)
+
+    def read(split: str, download: bool) -> Split:
+        chosen = {"split": split} if kind == "SVHN" else {"train": split == "train"}
+        return _tensors(reader(data_dir, **chosen, download=download))
+
+    try:
+        return read("train", False), read("test", False)
+    except Exception as error:
+        if "not found" not in str(error):
+            raise InputError(
+                f"{name!r} in {str(data_dir / place)!r} is damaged ({error}): delete it and load again to download it"
+            ) from error
+    wanted = f"{name!r} is not in {str(data_dir)!r} (looked for {place})"
+    if not download:
+        raise InputError(f"{wanted}: set data_dir to the folder that holds it, or allow the download")
+    try:
+        with Store(data_dir).locked(f"download-{name}"):
+            return read("train", True), read("test", True)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{wanted} and could not be downloaded ({error}): connect to the internet once, or copy it there from a "
+            f"machine that ran torchvision.datasets.{kind}(root, download=True)"
+        ) from error
+
+
+def _tensors(source: Any) -> Split:
+    """A torchvision data set's arrays as (N, C, H, W) uint8 and int64 labels."""
+    images = torch.as_tensor(source.data)
+    labels = torch.as_tensor(source.labels if hasattr(source, "labels") else source.targets)
+    if images.dim() == 3:
+        images = images.unsqueeze(1)
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)
+    return Split(images.contiguous(), labels.long())
+
+
+def _folder(path: Path, data_dir: Path) -> tuple[Split, Split]:
+    """Both splits of images in ImageFolder layout, decoded once and kept as uint8 under `data_dir`/cache."""
+    from safetensors.torch import load_file, save_file  # noqa: PLC0415
+
+    train, test = _listing(path / "train"), _listing(path / "test")
+    if train.keys() != test.keys():
+        odd = sorted(train.keys() ^ test.keys())[0]
+        raise InputError(f"class {odd!r} is in only one of {str(path / 'train')!r} and {str(path / 'test')!r}")
+
+    def work(_: list[int]) -> list[dict[str, Tensor]]:
+        images = _decode([file for part in (train, test) for files in part.values() for file in files])
+        boundary = sum(map(len, train.values()))
+        tensors = {"train_images": images[:boundary], "test_images": images[boundary:]}
+        return [tensors | {"train_labels": _numbered(train), "test_labels": _numbered(test)}]
+
+    files = [
+        (str(file), status.st_size, status.st_mtime_ns)
+        for part in (train, test)
+        for paths in part.values()
+        for file in paths
+        for status in (file.stat(),)
+    ]
+    [cached] = Store(data_dir / "cache").compute(
+        [{"images": key({"version": 1, "root": path.resolve(), "files": files})}],
+        work,
+        lambda tensors, entry: save_file(tensors, entry / "images.safetensors"),
+        lambda entry: load_file(entry / "images.safetensors"),
+    )
+    train_split, test_split = (Split(cached[f"{part}_images"], cached[f"{part}_labels"]) for part in ("train", "test"))
+    return train_split, test_split
+
+
+def _listing(folder: Path) -> dict[str, list[Path]]:
+    """The image files of each class folder; classes and files in order of their names."""
+    if not folder.is_dir():
+        raise InputError(f"no folder {str(folder)!r} (folder:PATH needs PATH/train/<class>/* and PATH/test/<class>/*)")
+    found: dict[str, list[Path]] = {}
+    for place in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        found[place.name] = sorted(
+            Path(root, name)
+            for root, _, names in os.walk(place, followlinks=True)
+            for name in names
+            if Path(name).suffix.lower() in _IMAGE_SUFFIXES and not name.startswith(".")
+        )
+        if not found[place.name]:
+            raise InputError(
+                f"class folder {str(place)!r} holds no image (valid: {', '.join(sorted(_IMAGE_SUFFIXES))})"
+            )
+    if len(found) < 2:
+        raise InputError(f"{str(folder)!r} holds {len(found)} class folders, but a classification needs at least 2")
+    return found
+
+
+def _numbered(part: dict[str, list[Path]]) -> Tensor:
+    sizes = torch.tensor([len(files) for files in part.values()])
+    return torch.arange(len(part)).repeat_interleave(sizes)
+
+
+def _decode(files: list[Path]) -> Tensor:
+    """All files as one uint8 tensor (N, C, H, W): C = 1 if every image is grey, else 3. Threads decode in parallel."""
+    height, width = _pixels(files[0]).shape[:2]
+    images = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
+
+    def decode(number: int, file: Path) -> bool:
+        pixels = _pixels(file)
+        if tuple(pixels.shape[:2]) != (height, width):
+            raise InputError(
+                f"image {str(file)!r} is {pixels.shape[1]}x{pixels.shape[0]} pixels but {str(files[0])!r} is "
+                f"{width}x{height}: all images of a folder need one size"
+            )
+        colour = pixels.dim() == 3
+        images[number] = pixels.permute(2, 0, 1) if colour else pixels
+        return colour
+
+    # torch's own threads would contend with these for every small copy.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        colours = list(threads.map(decode, range(len(files)), files))
+    return images if any(colours) else images[:, :1].contiguous()
+
+
+def _pixels(file: Path) -> Tensor:
+    """One image as uint8: (H, W) if it is grey, else (H, W, 3)."""
+    import numpy as np  # noqa: PLC0415
+    from PIL import Image  # noqa: PLC0415
+
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise InputError(f"image {str(file)!r} has mode {image.mode!r}, but only 8 bits a channel are read")
+            return torch.from_numpy(np.array(image.convert("L" if image.mode in ("1", "L") else "RGB")))
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"image {str(file)!r} cannot be decoded ({error}): replace or remove it") from error
+
+
+def augmentation_draws(count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The random part of augmenting `count` images (an epoch): flips (count,) bool, offsets (count, 2) in 0 to 8.
+
+    Both on the CPU, and the same for every kind of augmentation, so that kinds differ in nothing else.
+    """
+    flips = torch.rand(count, generator=source) < 0.5
+    return flips, torch.randint(2 * PADDING + 1, (count, 2), generator=source)
+
+
+def augment(images: Tensor, kind: str, flips: Tensor, offsets: Tensor) -> Tensor:
+    """Crops and flips a batch (N, C, H, W) of any dtype, on its device and without a loop over images.
+
+    "crop" pads 4 zeros on every side and takes the H x W window at `offsets` (N, 2) (row, column; 4, 4 is no shift);
+    "crop-flip" then mirrors the images where `flips` (N,) (He et al., arXiv 1512.03385, section 4.2); "none" returns
+    the batch. On raw pixels the border is black, on normalised ones it is the mean colour; uint8 moves a quarter of
+    the memory. Raises InputError for an unknown kind.
+    """
+    if kind == "none":
+        return images
+    if kind not in ("crop", "crop-flip"):
+        raise unknown("augmentation", kind, ("none", "crop", "crop-flip"))
+    height, width = images.shape[2:]
+    rows, columns = offsets.to(images.device).unbind(1)
+    windows = functional.pad(images, [PADDING] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    # Indexing the view of all windows copies one window an image, row by row.
+    chosen = windows[torch.arange(len(images), device=images.device), :, rows, columns]
+    if kind == "crop":
+        return chosen
+    return torch.where(flips.to(images.device).view(-1, 1, 1, 1), chosen.flip(3), chosen)
