@@ -125,7 +125,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one test found: the interval, `p` for the claim and `p_against` for its opposite (doubled one-sided values)."""
+    """What one test found: the interval, and doubled one-sided p-values for the claim and for its opposite."""
 
     interval: Interval
     p: float

@@ -1,0 +1,442 @@
+"""The figures that all notebooks share: each takes a tidy frame and returns a matplotlib figure.
+
+Accuracies are in percent, differences in percentage points, density is kept / prunable in (0, 1]. Means are over
+replicates (the column `replicate`, "seed"), with 95 % t intervals; several rows of one replicate at one point are
+averaged first. Every figure states n. Every function raises InputError for a column that the frame lacks.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
+
+from lthlib.evidence.grids import image_grid, matrix, verdict_table
+from lthlib.evidence.intervals import Interval, mean_interval, paired_difference
+from lthlib.evidence.style import BLACK, Chart, chart, looks, need, note, ordered, parts_by, per_replicate, style, times
+
+__all__ = [
+    "accuracy_curve",
+    "bars",
+    "difference_curve",
+    "energy_compaction",
+    "image_grid",
+    "law",
+    "layer_densities",
+    "matrix",
+    "verdict_table",
+]
+
+LABELS = {
+    "density": "density: weights kept, % (log scale)",
+    "accuracy": "test accuracy (%)",
+    "n_free": "trainable numbers (log scale)",
+    "n_stored": "stored numbers (log scale)",
+    "macs": "multiply-accumulates per example (log scale)",
+    "early_stop_step": "early-stopping step",
+    "early_stopping_step": "early-stopping step",
+    "difference": "difference (percentage points)",
+}
+MARGIN = "#F3E9C6"
+
+
+def accuracy_curve(
+    frame: pd.DataFrame,
+    x: str = "density",
+    y: str = "accuracy",
+    hue: str = "basis",
+    *,
+    dense: Sequence[float] | np.ndarray | pd.Series | None = None,
+    panel: str | None = None,
+    group: str | None = None,
+    log: bool = True,
+    replicate: str = "seed",
+    x_label: str = "",
+    y_label: str = "",
+    title: str = "",
+) -> Chart:
+    """Mean of `y` against `x`, one line per `hue` with its 95 % band; `dense`: the replicates of the dense baseline.
+
+    `panel` gives one pair of axes per value. `group` joins points whose achieved x differs between replicates (a
+    pruning level): they are drawn at their mean x. A log axis of densities falls to the right and is labelled with the
+    densities there are.
+    """
+    need(frame, x, y, hue, replicate, panel, group)
+    baseline = None if dense is None else mean_interval(np.asarray(dense, float))
+    with style():
+        figure, panels = _panels(frame, panel)
+        counts = _lines(panels, frame, x, y, hue, replicate=replicate, group=group)
+        for axes, part, name in panels:
+            if baseline is not None:
+                _band(axes, baseline, "dense")
+            _finish_x(axes, part[x], x, log, x_label)
+            axes.set_title(name or title)
+        panels[0][0].set_ylabel(y_label or LABELS.get(y, y))
+        _legend(figure, panels, hue)
+        if panel and title:
+            figure.suptitle(title, x=0.01, ha="left")
+        note(figure, f"Mean and 95 % t interval over {times(counts, replicate)}.")
+    return figure
+
+
+def difference_curve(
+    frame: pd.DataFrame,
+    x: str = "density",
+    y: str = "accuracy",
+    hue: str = "basis",
+    *,
+    reference: object | None = None,
+    margin: float | None = None,
+    panel: str | None = None,
+    log: bool = True,
+    replicate: str = "seed",
+    x_label: str = "",
+    y_label: str = "",
+    title: str = "",
+) -> Chart:
+    """Paired difference of `y` to the `hue` value `reference`, by replicate and `x`, with 95 % band and zero line.
+
+    Without `reference`, `y` already holds paired differences. `margin` shades what a claim declared to be no
+    difference beforehand. Lines are moved apart by a hair so that equal ones stay visible.
+    """
+    need(frame, x, y, hue, replicate, panel)
+    what = f"{LABELS.get(y, y).replace(' (%)', '')}: difference"
+    if reference is not None:
+        parts = []
+        for other in ordered(frame[hue]):
+            if other != reference:
+                on = [replicate, x, *([panel] if panel else [])]
+                pairs = paired_difference(frame, y, hue, (other, reference), on, replicate=replicate)
+                parts.append(pairs.table.assign(**{hue: other, y: pairs.table["difference"]}))
+        frame = pd.concat(parts, ignore_index=True)
+        what += f" to {reference}"
+    with style():
+        figure, panels = _panels(frame, panel)
+        for axes, part, name in panels:
+            if margin is not None:
+                axes.axhspan(-margin, margin, color=MARGIN, zorder=0, label=f"margin ±{margin:g}")
+            axes.axhline(0, color=BLACK, linewidth=1)
+            _finish_x(axes, part[x], x, log, x_label)
+            axes.set_title(name or title)
+        counts = _lines(panels, frame, x, y, hue, replicate=replicate)
+        panels[0][0].set_ylabel(y_label or f"{what}\n(percentage points)")
+        _legend(figure, panels, hue)
+        if panel and title:
+            figure.suptitle(title, x=0.01, ha="left")
+        note(figure, f"Paired by {replicate}; mean and 95 % t interval over {times(counts, replicate)}.")
+    return figure
+
+
+def law(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    *,
+    theory: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    log: bool = True,
+    replicate: str = "seed",
+    x_label: str = "",
+    y_label: str = "",
+    title: str = "",
+) -> Chart:
+    """Measured means with 95 % intervals over the lines of a theory (functions of x, by label), on log axes.
+
+    A theory named like a value of `hue` is drawn in its colour. On log axes, means that are not positive are left out
+    and counted in the caption.
+    """
+    need(frame, x, y, hue, replicate)
+    with style():
+        figure, (axes,) = chart()
+        rows = frame.assign(**{hue or "measured": frame[hue] if hue else "measured"})
+        hue = hue or "measured"
+        look = looks(ordered(rows[hue]))
+        counts, missing = set(), 0
+        for name, part in parts_by(rows, hue):
+            points = _points(part, x, y, None, replicate)
+            shown = [(at, one) for at, one in points if not log or one.estimate > 0]
+            missing += len(points) - len(shown)
+            counts |= {one.n for _, one in shown}
+            colour, marker, _ = look[name]
+            _error_bars(axes, shown, colour=colour, marker=marker, label=str(name), log=log)
+        low, high = float(frame[x].min()), float(frame[x].max())
+        grid = np.geomspace(low, high, 200) if log else np.linspace(low, high, 200)
+        lines = ("-", "--", ":", "-.")
+        for place, (label, function) in enumerate((theory or {}).items()):
+            colour = next((look[name][0] for name in look if str(name) == label), "#555555")
+            own = colour != "#555555"
+            axes.plot(
+                grid,
+                function(grid),
+                color=colour,
+                linestyle="-" if own else lines[place % 4],
+                linewidth=1.3,
+                zorder=1,
+                label=f"theory: {label}",
+            )
+        if log:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+        axes.set(xlabel=x_label or LABELS.get(x, x), ylabel=y_label or LABELS.get(y, y))
+        axes.set_title(title)
+        _legend(figure, [(axes, frame, "")], "" if hue == "measured" else hue)
+        left_out = f" {missing} means that are not positive are left out." if missing else ""
+        note(figure, f"Mean and 95 % t interval over {times(counts, replicate)}.{left_out}")
+    return figure
+
+
+def bars(
+    frame: pd.DataFrame,
+    arm: str = "arm",
+    value: str = "accuracy",
+    *,
+    zero: bool = False,
+    dense: Sequence[float] | np.ndarray | pd.Series | None = None,
+    replicate: str = "seed",
+    label: str = "",
+    title: str = "",
+) -> Chart:
+    """One row per arm: mean, 95 % interval and each replicate as a dot; with `zero`, bars that start at zero."""
+    need(frame, arm, value, replicate)
+    names = ordered(frame[arm])
+    look = looks(names)
+    counts = set()
+    with style():
+        figure, (axes,) = chart(height=1.5 + 0.42 * len(names))
+        if dense is not None:
+            _band(axes, mean_interval(np.asarray(dense, float)), "dense", vertical=True)
+        for place, name in enumerate(names):
+            values = per_replicate(frame[frame[arm] == name], value, replicate)
+            one = mean_interval(values)
+            counts.add(one.n)
+            colour, marker, _ = look[name]
+            if zero:
+                axes.barh(place, one.estimate, height=0.6, color=colour, alpha=0.35)
+            axes.plot(values, np.full(len(values), place + 0.22), ".", color=colour, alpha=0.55, markersize=5)
+            spread = None if math.isnan(one.low) else [[one.estimate - one.low], [one.high - one.estimate]]
+            axes.errorbar(one.estimate, place, xerr=spread, fmt=marker, color=colour, capsize=3, markersize=6)
+        axes.set_yticks(range(len(names)), [str(name) for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(label or LABELS.get(value, value))
+        axes.set_title(title)
+        if dense is not None:
+            figure.legend(loc="outside right upper")
+        note(figure, f"Mean and 95 % t interval over {times(counts, replicate)}; small dots: the replicates.")
+    return figure
+
+
+def layer_densities(
+    frame: pd.DataFrame,
+    layer: str = "layer",
+    density: str = "density",
+    hue: str = "basis",
+    *,
+    replicate: str = "seed",
+    title: str = "",
+) -> Chart:
+    """Density of each layer (log scale, %), layers in the frame's order, one mark with 95 % interval per `hue`."""
+    need(frame, layer, density, hue, replicate)
+    layers = ordered(frame[layer])
+    names = ordered(frame[hue])
+    look = looks(names)
+    counts, empty = set(), 0
+    with style():
+        figure, (axes,) = chart(width=max(6.4, 2.5 + 0.42 * len(layers)))
+        for place, name in enumerate(names):
+            shift = (place - (len(names) - 1) / 2) * 0.7 / max(len(names), 1)
+            part = frame[frame[hue] == name]
+            points = []
+            for position, one in enumerate(layers):
+                rows = part[part[layer] == one]
+                if len(rows):
+                    interval = mean_interval(per_replicate(rows, density, replicate) * 100)
+                    counts.add(interval.n)
+                    empty += interval.estimate <= 0
+                    points += [(position + shift, interval)] if interval.estimate > 0 else []
+            colour, marker, _ = look[name]
+            _error_bars(axes, points, colour=colour, marker=marker, label=str(name), log=True)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        rotate: dict[str, Any] = (
+            {"rotation": 45, "ha": "right"} if len(layers) > 4 or max(len(str(one)) for one in layers) > 12 else {}
+        )
+        axes.set_xticks(range(len(layers)), [str(one) for one in layers], **rotate)
+        axes.set_xlim(-0.6, len(layers) - 0.4)
+        axes.grid(axis="x", visible=False)
+        axes.set(ylabel="density of the layer, % (log scale)", xlabel="layer, from input to output")
+        axes.set_title(title)
+        _legend(figure, [(axes, frame, "")], hue)
+        gone = f" {empty} empty layers are not drawn." if empty else ""
+        note(figure, f"Mean and 95 % t interval over {times(counts, replicate)}.{gone}")
+    return figure
+
+
+def energy_compaction(
+    frame: pd.DataFrame,
+    x: str = "fraction",
+    y: str = "energy",
+    hue: str = "basis",
+    *,
+    panel: str | None = None,
+    gaussian: bool = True,
+    replicate: str = "seed",
+    title: str = "",
+) -> Chart:
+    """Share of the energy (sum of squares) in the largest coefficients against their share of all, both in (0, 1].
+
+    `gaussian` adds what independent Gaussian coefficients give in any orthonormal basis: the top fraction q holds
+    2 [z phi(z) + 1 - Phi(z)] with z = Phi^-1(1 - q / 2).
+    """
+    from scipy.special import ndtr, ndtri  # noqa: PLC0415
+
+    need(frame, x, y, hue, replicate, panel)
+    with style():
+        figure, panels = _panels(frame, panel)
+        counts = _lines(panels, frame, x, y, hue, replicate=replicate, markers=False)
+        for axes, part, name in panels:
+            if gaussian:
+                q = np.geomspace(float(part[x][part[x] > 0].min()), 1, 200)
+                z = ndtri(1 - q / 2)
+                energy = 2 * (z * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) + 1 - ndtr(z))
+                axes.plot(q, energy, color=BLACK, linestyle=":", linewidth=1.4, label="Gaussian (theory)", zorder=1)
+            axes.set_xscale("log")
+            axes.set_ylim(0, 1.02)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+            axes.set_xlabel("largest coefficients, % of all (log scale)")
+            axes.set_title(name or title)
+        panels[0][0].set_ylabel("energy they hold, %")
+        _legend(figure, panels, hue)
+        if panel and title:
+            figure.suptitle(title, x=0.01, ha="left")
+        note(figure, f"Mean and 95 % t interval over {times(counts, replicate)}.")
+    return figure
+
+
+def _points(rows: pd.DataFrame, x: str, y: str, group: str | None, replicate: str) -> list[tuple[float, Interval]]:
+    parts = rows.groupby(group or x, observed=True)
+    points = [(float(part[x].mean()), mean_interval(per_replicate(part, y, replicate))) for _, part in parts]
+    return sorted((point for point in points if point[1].n), key=lambda point: point[0])
+
+
+Panels = list[tuple[Axes, pd.DataFrame, str]]
+
+
+def _panels(frame: pd.DataFrame, panel: str | None) -> tuple[Chart, Panels]:
+    parts = parts_by(frame, panel) if panel else [("", frame)]
+    figure, axes = chart(columns=len(parts), width=6.4 if len(parts) == 1 else 1.2 + 3.6 * len(parts))
+    return figure, [(one, part, str(name)) for one, (name, part) in zip(axes, parts, strict=True)]
+
+
+def _lines(
+    panels: Panels,
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str,
+    *,
+    replicate: str,
+    group: str | None = None,
+    markers: bool = True,
+) -> set[int]:
+    look = looks(ordered(frame[hue]))
+    counts = set()
+    for axes, rows, _ in panels:
+        for name, part in parts_by(rows, hue):
+            points = _points(part, x, y, group, replicate)
+            if not points:
+                continue
+            colour, marker, line = look[name]
+            at = [place for place, _ in points]
+            counts |= {one.n for _, one in points}
+            axes.plot(
+                at,
+                [one.estimate for _, one in points],
+                color=colour,
+                marker=marker if markers else "",
+                linestyle=line,
+                label=str(name),
+            )
+            axes.fill_between(
+                at,
+                [one.low for _, one in points],
+                [one.high for _, one in points],
+                color=colour,
+                alpha=0.18,
+                linewidth=0,
+            )
+    return counts
+
+
+def _error_bars(
+    axes: Axes, points: list[tuple[float, Interval]], *, colour: str, marker: str, label: str, log: bool
+) -> None:
+    if not points:
+        return
+    at, middle = np.array([place for place, _ in points]), np.array([one.estimate for _, one in points])
+    low = np.nan_to_num(middle - np.array([one.low for _, one in points]))
+    high = np.nan_to_num(np.array([one.high for _, one in points]) - middle)
+    # A limit at or below zero has no place on a log axis: the bar then ends just below the mark's decade.
+    low = np.minimum(low, 0.9 * middle) if log else low
+    axes.errorbar(at, middle, yerr=[low, high], fmt=marker, color=colour, capsize=2.5, elinewidth=1.3, label=label)
+
+
+def _band(axes: Axes, interval: Interval, label: str, vertical: bool = False) -> None:
+    line, span = (axes.axvline, axes.axvspan) if vertical else (axes.axhline, axes.axhspan)
+    line(
+        interval.estimate,
+        color=BLACK,
+        linewidth=1.1,
+        linestyle=(0, (5, 3)),
+        label=f"{label} (n = {interval.n})",
+        zorder=1,
+    )
+    if not math.isnan(interval.low):
+        span(interval.low, interval.high, color=BLACK, alpha=0.12, linewidth=0, zorder=0)
+
+
+def _finish_x(axes: Axes, values: pd.Series, x: str, log: bool, label: str) -> None:
+    axes.set_xlabel(label or (LABELS.get(x, x) if log else LABELS.get(x, x).replace(" (log scale)", "")))
+    if log:
+        axes.set_xscale("log")
+    if x != "density":
+        return
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+    if log:
+        ticks = _thinned(sorted(values.dropna().unique()))
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_major_formatter(FixedFormatter([_percent(tick) for tick in ticks]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.invert_xaxis()
+
+
+def _percent(density: float) -> str:
+    return f"{100 * density:.3g}" if density >= 0.001 else f"{100 * density:.2g}"
+
+
+def _thinned(values: Sequence[float], most: int = 8) -> list[float]:
+    """At most `most` of the sorted positive values, both ends among them, that lie well apart on a log axis."""
+    span = math.log(values[-1] / values[0])
+    kept = [values[-1]]
+    for value in reversed(values[:-1]):
+        if math.log(kept[-1] / value) >= span / most:
+            kept.append(value)
+    if kept[-1] != values[0] and len(kept) > 1:
+        kept[-1] = values[0]
+    return kept[::-1]
+
+
+def _legend(figure: Chart, panels: Panels, title: str) -> None:
+    """One legend for all panels, beside the last: it never covers data."""
+    entries: dict[str, Any] = {}
+    for axes, _, _ in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside right upper", title=title.replace("_", " ") or None
+        )

@@ -1,0 +1,168 @@
+"""The look that all figures share: one colour, marker and line a name, the same across the book."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lthlib.errors import InputError, unknown
+
+# Okabe and Ito's palette ("Color Universal Design", 2008), its yellow darkened to be seen on white.
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK, OLIVE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+    "#9A8700",
+)
+GREY, BROWN, VIOLET = "#7A7A7A", "#7B4A12", "#5B3A8E"
+PALETTE = (BLUE, RED, GREEN, PINK, ORANGE, SKY, OLIVE, VIOLET, BROWN, GREY, BLACK)
+
+# Bases and arms are never hues of one figure, so that they may share colours; a control is dashed.
+_NAMED = {
+    "dense": (BLACK, "s", "-"),
+    # bases
+    "canonical": (BLUE, "o", "-"),
+    "dct": (RED, "^", "-"),
+    "dct@input": (ORANGE, "v", "-"),
+    "dct@kernel": (BROWN, "<", "-"),
+    "haar": (GREEN, "D", "-"),
+    "haar@input": (OLIVE, "d", "-"),
+    "hadamard": (PINK, "P", "-"),
+    "random": (GREY, "X", "--"),
+    "svd": (SKY, "p", "-"),
+    "units": (VIOLET, "h", "-"),
+    # arms
+    "ticket": (BLUE, "o", "-"),
+    "reinit": (RED, "v", "--"),
+    "random mask": (GREY, "X", "--"),
+    "layerwise shuffle": (PINK, "P", "--"),
+    "inverted": (BROWN, "<", "--"),
+    "both random": (BLACK, "x", ":"),
+    "one-shot": (OLIVE, "d", "-"),
+    "magnitude": (SKY, "p", "-"),
+    "snip": (GREEN, "D", "-"),
+    "grasp": (VIOLET, "h", "-"),
+    "synflow": (BROWN, ">", "-"),
+    "elastic": (ORANGE, "^", "-"),
+}
+_ALIASES = {
+    "imp": "ticket",
+    "ett": "elastic",
+    "random reinit": "reinit",
+    "shuffle": "layerwise shuffle",
+    "layer shuffle": "layerwise shuffle",
+    "inverted score": "inverted",
+}
+_MARKERS = "o^DvPphs<>dX"
+
+
+class Chart(Figure):
+    """A matplotlib figure that a notebook shows as the cell's value and that pyplot never holds open."""
+
+    def _repr_png_(self) -> bytes:
+        with BytesIO() as buffer:
+            self.savefig(buffer, format="png", dpi=110, facecolor="white")
+            return buffer.getvalue()
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The book's matplotlib settings, for the time of a `with` block."""
+    settings: dict[Any, Any] = {
+        "figure.facecolor": "white",  # solid, so that a dark page does not shine through
+        "savefig.facecolor": "white",
+        "axes.facecolor": "white",
+        "font.size": 10.5,
+        "axes.titlesize": 11.5,
+        "axes.titlelocation": "left",
+        "axes.labelsize": 10.5,
+        "xtick.labelsize": 9.5,
+        "ytick.labelsize": 9.5,
+        "legend.fontsize": 9.5,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#DDDDDD",
+        "grid.linewidth": 0.7,
+        "lines.linewidth": 1.7,
+        "lines.markersize": 5,
+        "svg.fonttype": "path",  # looks the same where the font is missing
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def looks(names: Iterable[object]) -> dict[object, tuple[str, str, str]]:
+    """Colour, marker and line style of each name: fixed for the bases and arms of the book, else the next free ones."""
+    listed = list(dict.fromkeys(names))
+    found: dict[object, tuple[str, str, str]] = {}
+    for name in listed:
+        plain = str(name).lower().replace("_", " ").strip()
+        known = _NAMED.get(_ALIASES.get(plain, plain))
+        if known and known not in found.values():
+            found[name] = known
+    used = {colour for colour, _, _ in found.values()}
+    free = [colour for colour in PALETTE if colour not in used] or list(PALETTE)
+    others = [name for name in listed if name not in found]
+    for place, name in enumerate(others):
+        line = ("-", "--", ":")[place // len(free) % 3]
+        found[name] = (free[place % len(free)], _MARKERS[place % len(_MARKERS)], line)
+    return {name: found[name] for name in listed}
+
+
+def chart(rows: int = 1, columns: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[Chart, list[Axes]]:
+    """A figure of rows x columns axes (inches), y axes shared along a row; call it inside `style()`."""
+    figure = Chart(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey="row")
+    return figure, list(axes.flat)
+
+
+def note(figure: Figure, text: str) -> None:
+    """A caption in small print below the axes: what the marks are, and n."""
+    figure.supxlabel(text, fontsize=8.5, color="#444444", x=0.01, ha="left")
+
+
+def need(frame: pd.DataFrame, *columns: str | None) -> None:
+    """Raises InputError for a column that the frame lacks, or a frame without rows."""
+    for column in columns:
+        if column is not None and column not in frame.columns:
+            raise unknown("column", column, map(str, frame.columns))
+    if frame.empty:
+        raise InputError("the frame to draw has no rows: select some that there are")
+
+
+def ordered(column: pd.Series) -> list[Any]:
+    """Distinct values in order of appearance; a categorical column's own order."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return [value for value in column.cat.categories if (column == value).any()]
+    return list(column.dropna().unique())
+
+
+def parts_by(frame: pd.DataFrame, column: str) -> list[tuple[Any, pd.DataFrame]]:
+    """The rows of each distinct value of a column, in the order of `ordered`."""
+    return [(name, frame[frame[column] == name]) for name in ordered(frame[column])]
+
+
+def per_replicate(rows: pd.DataFrame, value: str, replicate: str) -> np.ndarray:
+    """One number a replicate: the mean of its rows, so that two rows of one seed never count as two samples."""
+    return rows.groupby(replicate, observed=True)[value].mean().dropna().to_numpy(float)
+
+
+def times(counts: set[int], replicate: str) -> str:
+    """The replicates in words: "n = 5 seeds"."""
+    if not counts:
+        return f"no {replicate}s"
+    low, high = min(counts), max(counts)
+    return f"n = {low} {replicate}{'s' if low != 1 else ''}" if low == high else f"n = {low} to {high} {replicate}s"
