@@ -1,12 +1,14 @@
 """Data sets by name, as whole tensors: fixed splits, normalisation, and batched augmentation on the device."""
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -26,7 +28,7 @@ _TORCHVISION = {
     "cifar100": ("CIFAR100", "cifar-100-python", "crop-flip"),
     "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat", "crop"),
 }
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+_IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,12 @@ def _first(split: Split, size: int | None, parameter: str, what: str) -> Split:
         return split
     if not 1 <= size <= available:
         raise InputError(f"{parameter}={size} is outside 1 to {available}, the number of {what}")
-    return _take(split, slice(size))
+    return Split(split.images[:size], split.labels[:size])
 
 
-def _take(split: Split, which: Tensor | slice) -> Split:
-    return Split(split.images[which].contiguous(), split.labels[which].contiguous())
+def _take(split: Split, which: Tensor) -> Split:
+    # index_select copies whole images; bracket indexing would go element by element.
+    return Split(split.images.index_select(0, which), split.labels.index_select(0, which))
 
 
 def _stratified_order(labels: Tensor) -> Tensor:
@@ -155,17 +158,15 @@ def _hold_out(train: Split, size: int) -> tuple[Split, Split]:
 
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel; a constant channel's deviation counts as 1."""
-    count = images.numel() // images.shape[1]
-    total = torch.zeros(images.shape[1], dtype=torch.float64)
-    squares = total.clone()
+    """Mean and standard deviation per channel of uint8 images; a constant channel's deviation counts as 1."""
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
     for part in images.split(2_048):
-        # Integers below 2^24 sum exactly in float64; parts keep the copies small.
-        rows = part.transpose(0, 1).flatten(1).float()
-        total += rows.sum(1, dtype=torch.float64)
-        squares += rows.square_().sum(1, dtype=torch.float64)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_(min=0).sqrt()
+        for channel, values in enumerate(part.unbind(1)):
+            counts[channel] += values.flatten().bincount(minlength=256)
+    level = torch.arange(256, dtype=torch.float64)
+    total = counts.sum(1)
+    mean = counts @ level / total
+    std = ((counts * (level - mean[:, None]).square()).sum(1) / total).sqrt()
     return tuple(mean.tolist()), tuple(std.where(std > 0, 1.0).tolist())
 
 
@@ -190,7 +191,10 @@ def _torchvision(name: str, data_dir: Path, download: bool) -> tuple[Split, Spli
 
     def read(split: str, download: bool) -> Split:
         chosen = {"split": split} if kind == "SVHN" else {"train": split == "train"}
-        return _tensors(reader(data_dir, **chosen, download=download))
+        with warnings.catch_warnings():
+            # NumPy >= 2.4 objects to how CIFAR's own files, pickled long ago, write a dtype.
+            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+            return _tensors(reader(data_dir, **chosen, download=download))
 
     try:
         return read("train", False), read("test", False)
@@ -225,100 +229,105 @@ def _tensors(source: Any) -> Split:
     return Split(images.contiguous(), labels.long())
 
 
+class _File(NamedTuple):
+    path: str
+    size: int
+    modified: int
+
+
 def _folder(path: Path, data_dir: Path) -> tuple[Split, Split]:
     """Both splits of images in ImageFolder layout, decoded once and kept as uint8 under `data_dir`/cache."""
     from safetensors.torch import load_file, save_file  # noqa: PLC0415
 
-    train, test = _listing(path / "train"), _listing(path / "test")
-    if train.keys() != test.keys():
-        odd = sorted(train.keys() ^ test.keys())[0]
-        raise InputError(f"class {odd!r} is in only one of {str(path / 'train')!r} and {str(path / 'test')!r}")
+    listings = {part: _listing(path / part) for part in ("train", "test")}
+    if odd := sorted(listings["train"].keys() ^ listings["test"].keys()):
+        raise InputError(f"class {odd[0]!r} is in only one of {str(path / 'train')!r} and {str(path / 'test')!r}")
+    files = [file for listing in listings.values() for members in listing.values() for file in members]
+    boundary = sum(map(len, listings["train"].values()))
 
     def work(_: list[int]) -> list[dict[str, Tensor]]:
-        images = _decode([file for part in (train, test) for files in part.values() for file in files])
-        boundary = sum(map(len, train.values()))
-        tensors = {"train_images": images[:boundary], "test_images": images[boundary:]}
-        return [tensors | {"train_labels": _numbered(train), "test_labels": _numbered(test)}]
+        images = _decode([file.path for file in files])
+        labels = {f"{part}_labels": _numbered(listing) for part, listing in listings.items()}
+        return [{"train_images": images[:boundary], "test_images": images[boundary:]} | labels]
 
-    files = [
-        (str(file), status.st_size, status.st_mtime_ns)
-        for part in (train, test)
-        for paths in part.values()
-        for file in paths
-        for status in (file.stat(),)
-    ]
-    [cached] = Store(data_dir / "cache").compute(
+    [stored] = Store(data_dir / "cache").compute(
         [{"images": key({"version": 1, "root": path.resolve(), "files": files})}],
         work,
         lambda tensors, entry: save_file(tensors, entry / "images.safetensors"),
         lambda entry: load_file(entry / "images.safetensors"),
     )
-    train_split, test_split = (Split(cached[f"{part}_images"], cached[f"{part}_labels"]) for part in ("train", "test"))
-    return train_split, test_split
+    train, test = (Split(stored[f"{part}_images"], stored[f"{part}_labels"]) for part in listings)
+    return train, test
 
 
-def _listing(folder: Path) -> dict[str, list[Path]]:
+def _listing(folder: Path) -> dict[str, list[_File]]:
     """The image files of each class folder; classes and files in order of their names."""
     if not folder.is_dir():
         raise InputError(f"no folder {str(folder)!r} (folder:PATH needs PATH/train/<class>/* and PATH/test/<class>/*)")
-    found: dict[str, list[Path]] = {}
+    found: dict[str, list[_File]] = {}
     for place in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        found[place.name] = sorted(
-            Path(root, name)
-            for root, _, names in os.walk(place, followlinks=True)
-            for name in names
-            if Path(name).suffix.lower() in _IMAGE_SUFFIXES and not name.startswith(".")
-        )
+        found[place.name] = sorted(_images_below(str(place)), key=lambda file: file.path)
         if not found[place.name]:
-            raise InputError(
-                f"class folder {str(place)!r} holds no image (valid: {', '.join(sorted(_IMAGE_SUFFIXES))})"
-            )
+            raise InputError(f"class folder {str(place)!r} holds no image (valid: {', '.join(_IMAGE_SUFFIXES)})")
     if len(found) < 2:
-        raise InputError(f"{str(folder)!r} holds {len(found)} class folders, but a classification needs at least 2")
+        raise InputError(f"{str(folder)!r} holds {len(found)} class folders, but classification needs at least 2")
     return found
 
 
-def _numbered(part: dict[str, list[Path]]) -> Tensor:
-    sizes = torch.tensor([len(files) for files in part.values()])
-    return torch.arange(len(part)).repeat_interleave(sizes)
+def _images_below(folder: str) -> Iterator[_File]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _images_below(entry.path)
+            elif entry.name.lower().endswith(_IMAGE_SUFFIXES) and not entry.name.startswith("."):
+                status = entry.stat()
+                yield _File(entry.path, status.st_size, status.st_mtime_ns)
 
 
-def _decode(files: list[Path]) -> Tensor:
+def _numbered(listing: dict[str, list[_File]]) -> Tensor:
+    sizes = torch.tensor([len(files) for files in listing.values()])
+    return torch.arange(len(listing)).repeat_interleave(sizes)
+
+
+def _decode(files: list[str]) -> Tensor:
     """All files as one uint8 tensor (N, C, H, W): C = 1 if every image is grey, else 3. Threads decode in parallel."""
     height, width = _pixels(files[0]).shape[:2]
-    images = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
+    images = np.empty((len(files), 3, height, width), dtype=np.uint8)
 
-    def decode(number: int, file: Path) -> bool:
+    def decode(number: int, file: str) -> bool:
         pixels = _pixels(file)
-        if tuple(pixels.shape[:2]) != (height, width):
+        if pixels.shape[:2] != (height, width):
             raise InputError(
-                f"image {str(file)!r} is {pixels.shape[1]}x{pixels.shape[0]} pixels but {str(files[0])!r} is "
-                f"{width}x{height}: all images of a folder need one size"
+                f"image {file!r} is {pixels.shape[1]}x{pixels.shape[0]} pixels but {files[0]!r} is {width}x{height}: "
+                "all images of a folder need one size"
             )
-        colour = pixels.dim() == 3
-        images[number] = pixels.permute(2, 0, 1) if colour else pixels
+        colour = pixels.ndim == 3
+        images[number] = pixels.transpose(2, 0, 1) if colour else pixels
         return colour
 
-    # torch's own threads would contend with these for every small copy.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        colours = list(threads.map(decode, range(len(files)), files))
-    return images if any(colours) else images[:, :1].contiguous()
+        try:
+            # In order, so that the first odd file is the one named.
+            colours = list(threads.map(decode, range(len(files)), files))
+        except InputError:
+            threads.shutdown(cancel_futures=True)
+            raise
+    return torch.from_numpy(images if any(colours) else images[:, :1].copy())
 
 
-def _pixels(file: Path) -> Tensor:
+def _pixels(file: str) -> np.ndarray:
     """One image as uint8: (H, W) if it is grey, else (H, W, 3)."""
-    import numpy as np  # noqa: PLC0415
     from PIL import Image  # noqa: PLC0415
 
     try:
         with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise InputError(f"image {str(file)!r} has mode {image.mode!r}, but only 8 bits a channel are read")
-            return torch.from_numpy(np.array(image.convert("L" if image.mode in ("1", "L") else "RGB")))
+            mode = image.mode
+            if not mode.startswith(("I", "F")):
+                target = "L" if mode in ("1", "L", "LA") else "RGB"
+                return np.array(image if mode == target else image.convert(target))
     except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"image {str(file)!r} cannot be decoded ({error}): replace or remove it") from error
+        raise InputError(f"image {file!r} cannot be decoded ({error}): replace or remove it") from error
+    raise InputError(f"image {file!r} has mode {mode!r}, but only images of 8 bits a channel are read")
 
 
 def augmentation_draws(count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -342,11 +351,14 @@ def augment(images: Tensor, kind: str, flips: Tensor, offsets: Tensor) -> Tensor
         return images
     if kind not in ("crop", "crop-flip"):
         raise unknown("augmentation", kind, ("none", "crop", "crop-flip"))
-    height, width = images.shape[2:]
-    rows, columns = offsets.to(images.device).unbind(1)
-    windows = functional.pad(images, [PADDING] * 4).unfold(2, height, 1).unfold(3, width, 1)
-    # Indexing the view of all windows copies one window an image, row by row.
-    chosen = windows[torch.arange(len(images), device=images.device), :, rows, columns]
-    if kind == "crop":
-        return chosen
-    return torch.where(flips.to(images.device).view(-1, 1, 1, 1), chosen.flip(3), chosen)
+    count, channels, height, width = images.shape
+    offsets = offsets.to(images.device)
+    rows = torch.arange(height, device=images.device) + offsets[:, :1]
+    columns = torch.arange(width, device=images.device)
+    if kind == "crop-flip":
+        columns = columns.where(~flips.to(images.device)[:, None], columns.flip(0))
+    columns = columns + offsets[:, 1:]
+    # One gather a batch from the padded images: the mirror is in the order of the columns.
+    pixels = rows[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]
+    padded = functional.pad(images, [PADDING] * 4).flatten(2)
+    return padded.gather(2, pixels.view(count, 1, -1).expand(count, channels, -1)).view_as(images)

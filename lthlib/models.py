@@ -20,6 +20,7 @@ VALID_MODELS = (
     "conv-2",
     "conv-4",
     "conv-6",
+    "conv-D-wWIDTH",
     "resnet-D (D = 8, 14, 20, ...)",
     "resnet-D-wWIDTH",
     "vgg-11",
@@ -54,7 +55,7 @@ class Architecture:
 def architecture(name: str, input_shape: tuple[int, int, int], classes: int) -> Architecture:
     """The architecture called `name` for images of `input_shape` (channels, height, width) and `classes` classes.
 
-    Names: `lenet-W1-W2-...` (`lenet` is `lenet-300-100`; LeCun et al. 1998), `conv-2|4|6` (Frankle & Carbin,
+    Names: `lenet-W1-W2-...` (`lenet` is `lenet-300-100`; LeCun et al. 1998), `conv-2|4|6[-wWIDTH]` (Frankle & Carbin,
     arXiv 1803.03635, Figure 2), `resnet-D[-wWIDTH]` with D = 6n + 2 (He et al., arXiv 1512.03385, section 4.2),
     `vgg-11|13|16|19[-wWIDTH]` with BatchNorm (arXiv 1409.1556; one linear layer after pooling, as in
     arXiv 2103.16547), or `package.module:function`, a user's own factory `function(input_shape, classes) -> nn.Module`.
@@ -255,6 +256,10 @@ def _own(architecture: Architecture) -> nn.Module:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"model {name!r} gives {found} for one image, not logits of shape (1, {classes})")
     last = output_layer(module)
+    if not called:
+        raise InputError(
+            f"model {name!r} never calls its Conv2d and Linear layers, so their weights cannot be followed"
+        )
     if called[-1] != last:
         raise InputError(
             f"model {name!r} ends in {called[-1]!r} but defines {last!r} last: define the output layer last"
