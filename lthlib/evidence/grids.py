@@ -1,4 +1,4 @@
-"""Tables to look at: heat maps with their numbers, rows of images, and the notebook's table of verdicts."""
+"""Figures over categories (arms, layers, pairs, images), and the notebook's table of verdicts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,11 +6,28 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
 from lthlib.errors import InputError
 from lthlib.evidence.intervals import mean_interval
-from lthlib.evidence.style import Chart, chart, need, note, ordered, per_replicate, style, times
+from lthlib.evidence.style import (
+    LABELS,
+    Chart,
+    Replicates,
+    band,
+    caption,
+    chart,
+    error_bars,
+    legend,
+    looks,
+    need,
+    note,
+    ordered,
+    per_replicate,
+    style,
+)
 
 # Dark on light, told apart without colour by the words and the sign.
 _VERDICTS = {
@@ -18,6 +35,96 @@ _VERDICTS = {
     "not supported": ("✗", "#F6D2BF"),
     "inconclusive": ("?", "#E4E4E4"),
 }
+
+
+def bars(
+    frame: pd.DataFrame,
+    arm: str = "arm",
+    value: str = "accuracy",
+    *,
+    zero: bool = False,
+    dense: Replicates | None = None,
+    replicate: str = "seed",
+    label: str = "",
+    title: str = "",
+) -> Chart:
+    """One row per arm: mean, 95 % interval and each replicate as a dot; with `zero`, bars that start at zero."""
+    need(frame, arm, value, replicate)
+    names = ordered(frame[arm])
+    look = looks(names)
+    counts = set()
+    with style():
+        figure, (axes,) = chart(height=1.5 + 0.42 * len(names))
+        below = " Small dots: the replicates."
+        if dense is not None:
+            baseline = mean_interval(np.asarray(dense, float))
+            band(axes, baseline, "dense", vertical=True)
+            below += f" Dashed line and band: dense, n = {baseline.n}."
+        for place, name in enumerate(names):
+            values = per_replicate(frame[frame[arm] == name], value, replicate)
+            one = mean_interval(values)
+            counts.add(one.n)
+            colour, marker, _ = look[name]
+            if zero:
+                axes.barh(place, one.estimate, height=0.6, color=colour, alpha=0.35)
+            axes.plot(values, np.full(len(values), place + 0.22), ".", color=colour, alpha=0.55, markersize=5)
+            spread = None if math.isnan(one.low) else [[one.estimate - one.low], [one.high - one.estimate]]
+            axes.errorbar(one.estimate, place, xerr=spread, fmt=marker, color=colour, capsize=3, markersize=6)
+        axes.set_yticks(range(len(names)), [str(name) for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(label or LABELS.get(value, value))
+        axes.set_title(title)
+        note(figure, caption(counts, replicate) + below)
+    return figure
+
+
+def layer_densities(
+    frame: pd.DataFrame,
+    layer: str = "layer",
+    density: str = "density",
+    hue: str = "basis",
+    *,
+    replicate: str = "seed",
+    title: str = "",
+) -> Chart:
+    """Density of each layer (log scale, %), layers in the frame's order, one mark with 95 % interval per `hue`."""
+    need(frame, layer, density, hue, replicate)
+    layers = ordered(frame[layer])
+    names = ordered(frame[hue])
+    look = looks(names)
+    counts, empty = set(), 0
+    with style():
+        figure, (axes,) = chart(width=max(6.4, 2.5 + 0.42 * len(layers)))
+        for place, name in enumerate(names):
+            shift = (place - (len(names) - 1) / 2) * 0.7 / max(len(names), 1)
+            part = frame[frame[hue] == name]
+            points = []
+            for position, one in enumerate(layers):
+                rows = part[part[layer] == one]
+                if len(rows):
+                    interval = mean_interval(per_replicate(rows, density, replicate) * 100)
+                    counts.add(interval.n)
+                    empty += interval.estimate <= 0
+                    points += [(position + shift, interval)] if interval.estimate > 0 else []
+            colour, marker, _ = look[name]
+            error_bars(axes, points, colour=colour, marker=marker, label=str(name), log=True)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        rotate: dict[str, Any] = (
+            {"rotation": 45, "ha": "right"} if len(layers) > 4 or max(len(str(one)) for one in layers) > 12 else {}
+        )
+        axes.set_xticks(range(len(layers)), [str(one) for one in layers], **rotate)
+        axes.set_xlim(-0.6, len(layers) - 0.4)
+        axes.grid(axis="x", visible=False)
+        axes.set(ylabel="density of the layer, % (log scale)", xlabel="layer, from input to output")
+        axes.set_title(title)
+        legend(figure, [axes], hue)
+        gone = f" {empty} empty layers are not drawn." if empty else ""
+        note(figure, caption(counts, replicate) + gone)
+    return figure
 
 
 def matrix(
@@ -33,13 +140,17 @@ def matrix(
     label: str = "",
     title: str = "",
 ) -> Chart:
-    """Heat map of the mean of `value` over replicates, rows by columns in order of appearance, numbers written in.
+    """Heat map of the mean of `value` over replicates, with its values written in; rows and columns in order of
+    appearance, or of size where they are numbers.
 
     `interval` adds the half-width of the 95 % t interval. `diverging` centres the colours on zero, for differences.
     Raises InputError for a column that the frame lacks.
     """
     need(frame, row, column, value, replicate)
-    rows, columns = ordered(frame[row]), ordered(frame[column])
+    rows, columns = (
+        sorted(names) if all(isinstance(one, int | float) for one in names) else names
+        for names in (ordered(frame[row]), ordered(frame[column]))
+    )
     means = np.full((len(rows), len(columns)), math.nan)
     texts, counts = {}, set()
     for i, first in enumerate(rows):
@@ -51,14 +162,15 @@ def matrix(
             counts.add(one.n)
             means[i, j] = one.estimate
             half = one.high - one.estimate
-            texts[i, j] = f"{one.estimate:.{digits}f}" + (
-                f"\n±{half:.{digits}f}" if interval and not math.isnan(half) else ""
-            )
+            texts[i, j] = f"{one.estimate:.{digits}f}".replace("-", "−")
+            if interval and not math.isnan(half):
+                texts[i, j] += f"\n±{half:.{digits}f}"
     extent = float(np.nanmax(np.abs(means))) if np.isfinite(means).any() else 1.0
-    limits = {"vmin": -extent, "vmax": extent, "cmap": "PuOr"} if diverging else {"cmap": "cividis"}
+    limits: dict[str, Any] = {"vmin": -extent, "vmax": extent} if diverging else {}
+    colours = colormaps["PuOr" if diverging else "cividis"].with_extremes(bad="#E2E2E2")
     with style():
         figure, (axes,) = chart(width=2.6 + 0.85 * len(columns), height=1.7 + 0.55 * len(rows))
-        image = axes.imshow(means, aspect="auto", **limits)
+        image = axes.imshow(means, aspect="auto", cmap=colours, **limits)
         axes.grid(visible=False)
         for (i, j), text in texts.items():
             red, green, blue, _ = image.cmap(image.norm(means[i, j]))
@@ -70,8 +182,8 @@ def matrix(
         axes.set_title(title)
         axes.spines[:].set_visible(False)
         figure.colorbar(image, ax=axes, label=label or value.replace("_", " "))
-        shown = "Mean ± half the 95 % t interval" if interval else "Mean"
-        note(figure, f"{shown} over {times(counts, replicate)}.")
+        empty = " Grey: not measured." if np.isnan(means).any() else ""
+        note(figure, caption(counts, replicate) + empty)
     return figure
 
 
@@ -108,14 +220,19 @@ def image_grid(
         scale = {"cmap": "PuOr", "vmin": -extent, "vmax": extent}
     with style():
         side = 1.15 if columns > 4 else 1.8
+        tall = side * max(image.shape[0] / image.shape[1] for image in listed)
         figure, axes = chart(
             lines,
             columns,
             width=side * columns + (0.2 if masks else 1.0),
-            height=side * lines + 0.25 * bool(titles) + 0.5,
+            height=(tall + 0.25 * bool(titles)) * lines + 0.3 * (masks + bool(title)),
+            share=False,
         )
         for place, one in enumerate(axes):
-            one.set_axis_off()
+            one.grid(visible=False)
+            one.set(xticks=[], yticks=[])
+            one.spines[:].set_visible(place < len(listed))
+            one.spines[:].set_color("#999999")
             if place < len(listed):
                 shown = one.imshow(listed[place].astype(float), interpolation="nearest", **scale)
                 one.set_title(titles[place] if titles else "", fontsize=9.5, loc="center")

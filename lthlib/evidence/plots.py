@@ -14,9 +14,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
-from lthlib.evidence.grids import image_grid, matrix, verdict_table
+from lthlib.evidence.grids import bars, image_grid, layer_densities, matrix, verdict_table
 from lthlib.evidence.intervals import Interval, mean_interval, paired_difference
-from lthlib.evidence.style import BLACK, Chart, chart, looks, need, note, ordered, parts_by, per_replicate, style, times
+from lthlib.evidence.style import (
+    BLACK,
+    LABELS,
+    Chart,
+    Replicates,
+    band,
+    caption,
+    chart,
+    error_bars,
+    legend,
+    looks,
+    need,
+    note,
+    ordered,
+    parts_by,
+    per_replicate,
+    style,
+)
 
 __all__ = [
     "accuracy_curve",
@@ -30,16 +47,6 @@ __all__ = [
     "verdict_table",
 ]
 
-LABELS = {
-    "density": "density: weights kept, % (log scale)",
-    "accuracy": "test accuracy (%)",
-    "n_free": "trainable numbers (log scale)",
-    "n_stored": "stored numbers (log scale)",
-    "macs": "multiply-accumulates per example (log scale)",
-    "early_stop_step": "early-stopping step",
-    "early_stopping_step": "early-stopping step",
-    "difference": "difference (percentage points)",
-}
 MARGIN = "#F3E9C6"
 
 
@@ -49,7 +56,7 @@ def accuracy_curve(
     y: str = "accuracy",
     hue: str = "basis",
     *,
-    dense: Sequence[float] | np.ndarray | pd.Series | None = None,
+    dense: Replicates | Mapping[Any, Replicates] | None = None,
     panel: str | None = None,
     group: str | None = None,
     log: bool = True,
@@ -58,27 +65,29 @@ def accuracy_curve(
     y_label: str = "",
     title: str = "",
 ) -> Chart:
-    """Mean of `y` against `x`, one line per `hue` with its 95 % band; `dense`: the replicates of the dense baseline.
+    """Mean of `y` against `x`, one line per `hue` with its 95 % band.
 
-    `panel` gives one pair of axes per value. `group` joins points whose achieved x differs between replicates (a
+    `dense` holds the replicates of the dense baseline, or a mapping of each panel's name to them. `panel` gives one
+    pair of axes per value. `group` joins points whose achieved x differs between replicates (a
     pruning level): they are drawn at their mean x. A log axis of densities falls to the right and is labelled with the
     densities there are.
     """
     need(frame, x, y, hue, replicate, panel, group)
-    baseline = None if dense is None else mean_interval(np.asarray(dense, float))
     with style():
         figure, panels = _panels(frame, panel)
         counts = _lines(panels, frame, x, y, hue, replicate=replicate, group=group)
         for axes, part, name in panels:
-            if baseline is not None:
-                _band(axes, baseline, "dense")
-            _finish_x(axes, part[x], x, log, x_label)
+            here = dense.get(name) if isinstance(dense, Mapping) else dense
+            if here is not None:
+                band(axes, mean_interval(np.asarray(here, float)), "dense")
+            at = part.groupby([hue, group], observed=True)[x].mean() if group else part[x]
+            _finish_x(axes, at, x, log, x_label)
             axes.set_title(name or title)
         panels[0][0].set_ylabel(y_label or LABELS.get(y, y))
-        _legend(figure, panels, hue)
+        legend(figure, [axes for axes, _, _ in panels], hue)
         if panel and title:
             figure.suptitle(title, x=0.01, ha="left")
-        note(figure, f"Mean and 95 % t interval over {times(counts, replicate)}.")
+        note(figure, caption(counts, replicate))
     return figure
 
 
@@ -100,7 +109,7 @@ def difference_curve(
     """Paired difference of `y` to the `hue` value `reference`, by replicate and `x`, with 95 % band and zero line.
 
     Without `reference`, `y` already holds paired differences. `margin` shades what a claim declared to be no
-    difference beforehand. Lines are moved apart by a hair so that equal ones stay visible.
+    difference beforehand.
     """
     need(frame, x, y, hue, replicate, panel)
     what = f"{LABELS.get(y, y).replace(' (%)', '')}: difference"
@@ -123,10 +132,10 @@ def difference_curve(
             axes.set_title(name or title)
         counts = _lines(panels, frame, x, y, hue, replicate=replicate)
         panels[0][0].set_ylabel(y_label or f"{what}\n(percentage points)")
-        _legend(figure, panels, hue)
+        legend(figure, [axes for axes, _, _ in panels], hue)
         if panel and title:
             figure.suptitle(title, x=0.01, ha="left")
-        note(figure, f"Paired by {replicate}; mean and 95 % t interval over {times(counts, replicate)}.")
+        note(figure, f"Paired by {replicate}. {caption(counts, replicate)}")
     return figure
 
 
@@ -161,7 +170,7 @@ def law(
             missing += len(points) - len(shown)
             counts |= {one.n for _, one in shown}
             colour, marker, _ = look[name]
-            _error_bars(axes, shown, colour=colour, marker=marker, label=str(name), log=log)
+            error_bars(axes, shown, colour=colour, marker=marker, label=str(name), log=log)
         low, high = float(frame[x].min()), float(frame[x].max())
         grid = np.geomspace(low, high, 200) if log else np.linspace(low, high, 200)
         lines = ("-", "--", ":", "-.")
@@ -182,96 +191,9 @@ def law(
             axes.set_yscale("log")
         axes.set(xlabel=x_label or LABELS.get(x, x), ylabel=y_label or LABELS.get(y, y))
         axes.set_title(title)
-        _legend(figure, [(axes, frame, "")], "" if hue == "measured" else hue)
+        legend(figure, [axes], "" if hue == "measured" else hue)
         left_out = f" {missing} means that are not positive are left out." if missing else ""
-        note(figure, f"Mean and 95 % t interval over {times(counts, replicate)}.{left_out}")
-    return figure
-
-
-def bars(
-    frame: pd.DataFrame,
-    arm: str = "arm",
-    value: str = "accuracy",
-    *,
-    zero: bool = False,
-    dense: Sequence[float] | np.ndarray | pd.Series | None = None,
-    replicate: str = "seed",
-    label: str = "",
-    title: str = "",
-) -> Chart:
-    """One row per arm: mean, 95 % interval and each replicate as a dot; with `zero`, bars that start at zero."""
-    need(frame, arm, value, replicate)
-    names = ordered(frame[arm])
-    look = looks(names)
-    counts = set()
-    with style():
-        figure, (axes,) = chart(height=1.5 + 0.42 * len(names))
-        if dense is not None:
-            _band(axes, mean_interval(np.asarray(dense, float)), "dense", vertical=True)
-        for place, name in enumerate(names):
-            values = per_replicate(frame[frame[arm] == name], value, replicate)
-            one = mean_interval(values)
-            counts.add(one.n)
-            colour, marker, _ = look[name]
-            if zero:
-                axes.barh(place, one.estimate, height=0.6, color=colour, alpha=0.35)
-            axes.plot(values, np.full(len(values), place + 0.22), ".", color=colour, alpha=0.55, markersize=5)
-            spread = None if math.isnan(one.low) else [[one.estimate - one.low], [one.high - one.estimate]]
-            axes.errorbar(one.estimate, place, xerr=spread, fmt=marker, color=colour, capsize=3, markersize=6)
-        axes.set_yticks(range(len(names)), [str(name) for name in names])
-        axes.set_ylim(len(names) - 0.5, -0.6)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(label or LABELS.get(value, value))
-        axes.set_title(title)
-        if dense is not None:
-            figure.legend(loc="outside right upper")
-        note(figure, f"Mean and 95 % t interval over {times(counts, replicate)}; small dots: the replicates.")
-    return figure
-
-
-def layer_densities(
-    frame: pd.DataFrame,
-    layer: str = "layer",
-    density: str = "density",
-    hue: str = "basis",
-    *,
-    replicate: str = "seed",
-    title: str = "",
-) -> Chart:
-    """Density of each layer (log scale, %), layers in the frame's order, one mark with 95 % interval per `hue`."""
-    need(frame, layer, density, hue, replicate)
-    layers = ordered(frame[layer])
-    names = ordered(frame[hue])
-    look = looks(names)
-    counts, empty = set(), 0
-    with style():
-        figure, (axes,) = chart(width=max(6.4, 2.5 + 0.42 * len(layers)))
-        for place, name in enumerate(names):
-            shift = (place - (len(names) - 1) / 2) * 0.7 / max(len(names), 1)
-            part = frame[frame[hue] == name]
-            points = []
-            for position, one in enumerate(layers):
-                rows = part[part[layer] == one]
-                if len(rows):
-                    interval = mean_interval(per_replicate(rows, density, replicate) * 100)
-                    counts.add(interval.n)
-                    empty += interval.estimate <= 0
-                    points += [(position + shift, interval)] if interval.estimate > 0 else []
-            colour, marker, _ = look[name]
-            _error_bars(axes, points, colour=colour, marker=marker, label=str(name), log=True)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        rotate: dict[str, Any] = (
-            {"rotation": 45, "ha": "right"} if len(layers) > 4 or max(len(str(one)) for one in layers) > 12 else {}
-        )
-        axes.set_xticks(range(len(layers)), [str(one) for one in layers], **rotate)
-        axes.set_xlim(-0.6, len(layers) - 0.4)
-        axes.grid(axis="x", visible=False)
-        axes.set(ylabel="density of the layer, % (log scale)", xlabel="layer, from input to output")
-        axes.set_title(title)
-        _legend(figure, [(axes, frame, "")], hue)
-        gone = f" {empty} empty layers are not drawn." if empty else ""
-        note(figure, f"Mean and 95 % t interval over {times(counts, replicate)}.{gone}")
+        note(figure, caption(counts, replicate) + left_out)
     return figure
 
 
@@ -310,10 +232,10 @@ def energy_compaction(
             axes.set_xlabel("largest coefficients, % of all (log scale)")
             axes.set_title(name or title)
         panels[0][0].set_ylabel("energy they hold, %")
-        _legend(figure, panels, hue)
+        legend(figure, [axes for axes, _, _ in panels], hue)
         if panel and title:
             figure.suptitle(title, x=0.01, ha="left")
-        note(figure, f"Mean and 95 % t interval over {times(counts, replicate)}.")
+        note(figure, caption(counts, replicate))
     return figure
 
 
@@ -372,33 +294,6 @@ def _lines(
     return counts
 
 
-def _error_bars(
-    axes: Axes, points: list[tuple[float, Interval]], *, colour: str, marker: str, label: str, log: bool
-) -> None:
-    if not points:
-        return
-    at, middle = np.array([place for place, _ in points]), np.array([one.estimate for _, one in points])
-    low = np.nan_to_num(middle - np.array([one.low for _, one in points]))
-    high = np.nan_to_num(np.array([one.high for _, one in points]) - middle)
-    # A limit at or below zero has no place on a log axis: the bar then ends just below the mark's decade.
-    low = np.minimum(low, 0.9 * middle) if log else low
-    axes.errorbar(at, middle, yerr=[low, high], fmt=marker, color=colour, capsize=2.5, elinewidth=1.3, label=label)
-
-
-def _band(axes: Axes, interval: Interval, label: str, vertical: bool = False) -> None:
-    line, span = (axes.axvline, axes.axvspan) if vertical else (axes.axhline, axes.axhspan)
-    line(
-        interval.estimate,
-        color=BLACK,
-        linewidth=1.1,
-        linestyle=(0, (5, 3)),
-        label=f"{label} (n = {interval.n})",
-        zorder=1,
-    )
-    if not math.isnan(interval.low):
-        span(interval.low, interval.high, color=BLACK, alpha=0.12, linewidth=0, zorder=0)
-
-
 def _finish_x(axes: Axes, values: pd.Series, x: str, log: bool, label: str) -> None:
     axes.set_xlabel(label or (LABELS.get(x, x) if log else LABELS.get(x, x).replace(" (log scale)", "")))
     if log:
@@ -428,15 +323,3 @@ def _thinned(values: Sequence[float], most: int = 8) -> list[float]:
     if kept[-1] != values[0] and len(kept) > 1:
         kept[-1] = values[0]
     return kept[::-1]
-
-
-def _legend(figure: Chart, panels: Panels, title: str) -> None:
-    """One legend for all panels, beside the last: it never covers data."""
-    entries: dict[str, Any] = {}
-    for axes, _, _ in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    if entries:
-        figure.legend(
-            entries.values(), entries.keys(), loc="outside right upper", title=title.replace("_", " ") or None
-        )

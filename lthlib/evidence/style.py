@@ -1,6 +1,7 @@
 """The look that all figures share: one colour, marker and line a name, the same across the book."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
@@ -12,6 +13,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lthlib.errors import InputError, unknown
+from lthlib.evidence.intervals import Interval
+
+Replicates = Sequence[float] | np.ndarray | pd.Series
+
+LABELS = {
+    "density": "density: weights kept, % (log scale)",
+    "accuracy": "test accuracy (%)",
+    "n_free": "trainable numbers (log scale)",
+    "n_stored": "stored numbers (log scale)",
+    "macs": "multiply-accumulates per example (log scale)",
+    "early_stop_step": "early-stopping step",
+    "early_stopping_step": "early-stopping step",
+    "difference": "difference (percentage points)",
+}
 
 # Okabe and Ito's palette ("Color Universal Design", 2008), its yellow darkened to be seen on white.
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK, OLIVE = (
@@ -122,10 +137,12 @@ def looks(names: Iterable[object]) -> dict[object, tuple[str, str, str]]:
     return {name: found[name] for name in listed}
 
 
-def chart(rows: int = 1, columns: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[Chart, list[Axes]]:
-    """A figure of rows x columns axes (inches), y axes shared along a row; call it inside `style()`."""
+def chart(
+    rows: int = 1, columns: int = 1, *, width: float = 6.4, height: float = 4.0, share: bool = True
+) -> tuple[Chart, list[Axes]]:
+    """A figure of rows x columns axes (inches), `share`: one y axis along a row; call it inside `style()`."""
     figure = Chart(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey="row")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey="row" if share else False)
     return figure, list(axes.flat)
 
 
@@ -160,9 +177,49 @@ def per_replicate(rows: pd.DataFrame, value: str, replicate: str) -> np.ndarray:
     return rows.groupby(replicate, observed=True)[value].mean().dropna().to_numpy(float)
 
 
-def times(counts: set[int], replicate: str) -> str:
-    """The replicates in words: "n = 5 seeds"."""
-    if not counts:
-        return f"no {replicate}s"
-    low, high = min(counts), max(counts)
-    return f"n = {low} {replicate}{'s' if low != 1 else ''}" if low == high else f"n = {low} to {high} {replicate}s"
+def caption(counts: set[int], replicate: str) -> str:
+    """What the marks are, and n, in one sentence, from the numbers of replicates behind the points."""
+    low, high = min(counts, default=0), max(counts, default=0)
+    n = f"n = {low} {replicate}{'s' if low != 1 else ''}" if low == high else f"n = {low} to {high} {replicate}s"
+    return f"Mean and 95 % t interval over {n}." if high > 1 else f"{n}, so that there is no interval."
+
+
+def legend(figure: Chart, axes: Iterable[Axes], title: str) -> None:
+    """One legend for all panels, beside the last: it never covers data."""
+    entries: dict[str, Any] = {}
+    for one in axes:
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside right upper", title=title.replace("_", " ") or None
+        )
+
+
+def error_bars(
+    axes: Axes, points: list[tuple[float, Interval]], *, colour: str, marker: str, label: str, log: bool
+) -> None:
+    """Marks with their intervals at the given places."""
+    if not points:
+        return
+    at, middle = np.array([place for place, _ in points]), np.array([one.estimate for _, one in points])
+    low = np.nan_to_num(middle - np.array([one.low for _, one in points]))
+    high = np.nan_to_num(np.array([one.high for _, one in points]) - middle)
+    # A limit at or below zero has no place on a log axis: the bar then ends just below the mark's decade.
+    low = np.minimum(low, 0.9 * middle) if log else low
+    axes.errorbar(at, middle, yerr=[low, high], fmt=marker, color=colour, capsize=2.5, elinewidth=1.3, label=label)
+
+
+def band(axes: Axes, interval: Interval, label: str, vertical: bool = False) -> None:
+    """The dense baseline: a dashed line in its 95 % band."""
+    line, span = (axes.axvline, axes.axvspan) if vertical else (axes.axhline, axes.axhspan)
+    line(
+        interval.estimate,
+        color=BLACK,
+        linewidth=1.1,
+        linestyle=(0, (5, 3)),
+        label=f"{label} (n = {interval.n})",
+        zorder=1,
+    )
+    if not math.isnan(interval.low):
+        span(interval.low, interval.high, color=BLACK, alpha=0.12, linewidth=0, zorder=0)
