@@ -1,0 +1,117 @@
+"""What every benchmark script shares: timing as medians, one row format, one table, one JSON file."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median wall seconds and median process CPU seconds (all threads) of one piece of work."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured figure.
+
+    `limit` is the best that this machine could do and `goal` what the project asks for, both in the row's own unit;
+    either may be None. `lower` says that less is better, as it is for seconds.
+    """
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None
+    goal: float | None = None
+    lower: bool = False
+
+    @property
+    def ratio(self) -> float | None:
+        """The share of the limit that is reached: 1 at the limit, whichever way is better."""
+        if self.limit is None:
+            return None
+        return self.limit / self.value if self.lower else self.value / self.limit
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is met; None where there is none."""
+        if self.goal is None:
+            return None
+        return self.value <= self.goal if self.lower else self.value >= self.goal
+
+    def record(self) -> dict[str, object]:
+        """The row as it stands in the JSON file."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "limit": self.limit,
+            "ratio": self.ratio,
+            "goal": self.goal,
+            "met": self.met,
+        }
+
+
+def timing(work: Callable[[], object], repeats: int = 5) -> Timing:
+    """Runs `work` `repeats` times and takes the medians; warm it up (compile, caches) before."""
+    wall, cpu = [], []
+    for _ in range(repeats):
+        start, start_cpu = time.perf_counter(), time.process_time()
+        work()
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - start_cpu)
+    return Timing(statistics.median(wall), statistics.median(cpu))
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser that has `--json FILE`."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
+    return arguments
+
+
+def machine() -> str:
+    """The machine in one line: processor and number of cores this process may use."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{processor}, {cores} cores"
+
+
+def report(rows: Iterable[Row], json_file: Path | None = None) -> None:
+    """Prints the rows as a table and, if a file is named, writes `{"machine", "rows"}` to it."""
+    rows = list(rows)
+    columns = ["name", "value", "unit", "limit", "ratio", "goal", "met"]
+    table = [columns, *([_cell(row.record()[column]) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    print(machine())
+    for line in table:
+        cells = (c.ljust(w) if i in {0, 2} else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        print("  ".join(cells).rstrip())
+    if json_file is not None:
+        content = {"machine": machine(), "rows": [row.record() for row in rows]}
+        json_file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)
