@@ -201,7 +201,8 @@ def _torchvision(name: str, data_dir: Path, download: bool) -> tuple[Split, Spli
     except Exception as error:
         if "not found" not in str(error):
             raise InputError(
-                f"{name!r} in {str(data_dir / place)!r} is damaged ({error}): delete it and load again to download it"
+                f"{name!r} in {str(data_dir / place)!r} cannot be read ({_line(error)}): "
+                "if it is damaged, delete it and load again to download it"
             ) from error
     wanted = f"{name!r} is not in {str(data_dir)!r} (looked for {place})"
     if not download:
@@ -213,9 +214,13 @@ def _torchvision(name: str, data_dir: Path, download: bool) -> tuple[Split, Spli
         raise
     except Exception as error:
         raise InputError(
-            f"{wanted} and could not be downloaded ({error}): connect to the internet once, or copy it there from a "
-            f"machine that ran torchvision.datasets.{kind}(root, download=True)"
+            f"{wanted} and could not be downloaded ({_line(error)}): connect to the internet once, or copy it there "
+            f"from a machine that ran torchvision.datasets.{kind}(root, download=True)"
         ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _tensors(source: Any) -> Split:
@@ -326,7 +331,7 @@ def _pixels(file: str) -> np.ndarray:
                 target = "L" if mode in ("1", "L", "LA") else "RGB"
                 return np.array(image if mode == target else image.convert(target))
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"image {file!r} cannot be decoded ({error}): replace or remove it") from error
+        raise InputError(f"image {file!r} cannot be decoded ({_line(error)}): replace or remove it") from error
     raise InputError(f"image {file!r} has mode {mode!r}, but only images of 8 bits a channel are read")
 
 

@@ -238,6 +238,7 @@ def own(tmp_path, monkeypatch):
     return lambda name: architecture(name, (1, 8, 8), 10)
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_own_module(own):
     network = own("own_models:good")
     assert prunable(network) == ("0.weight", "4.weight") and output_layer(network) == "4.weight"
