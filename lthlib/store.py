@@ -3,8 +3,8 @@
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -89,34 +89,43 @@ class Store:
 
     def compute(
         self,
-        parameters: Mapping[str, Any],
-        work: Callable[[], Value],
+        parameters: Sequence[Mapping[str, Any]],
+        work: Callable[[list[int]], Sequence[Value]],
         save: Callable[[Value, Path], None],
         load: Callable[[Path], Value],
-    ) -> Value:
-        """The result of `work()` for these parameters: read where it is already stored whole, else computed and kept.
+    ) -> list[Value]:
+        """One result for each set of parameters: read where it is stored whole, the others computed and kept.
 
-        `save` and `load` write and read one folder. Two processes asking for one key do the work once: the second
-        waits for the first. A damaged entry is set aside with a warning and computed anew.
+        `work(indices)` computes the missing ones together; `save` and `load` write and read one folder. Two processes
+        asking for one key do its work once: the second waits for the first. A damaged entry is set aside with a
+        warning and computed anew.
         """
-        name = key(parameters)
-        entry = self.folder / name
-        with self.locked(name):
-            if (entry / "checksums.json").exists():
-                try:
-                    verify(entry)
-                    return load(entry)
-                except (InputError, OSError, ValueError, KeyError) as error:
-                    aside = set_aside(entry)
-                    warnings.warn(
-                        f"{entry} is damaged ({error}); set aside as {aside.name}, computed anew", stacklevel=2
-                    )
-            value = work()
-            entry.mkdir(parents=True, exist_ok=True)
-            write_json(entry / "parameters.json", dict(parameters))
-            save(value, entry)
-            seal(entry)
-            return value
+        names = [key(fields) for fields in parameters]
+        with ExitStack() as locks:
+            # In one order for all processes, or two could wait for each other's locks.
+            for name in sorted(set(names)):
+                locks.enter_context(self.locked(name))
+            found = {index: self._read(self.folder / name, load) for index, name in enumerate(names)}
+            missing = [index for index, value in found.items() if value is None]
+            for index, value in zip(missing, work(missing) if missing else (), strict=True):
+                entry = self.folder / names[index]
+                entry.mkdir(exist_ok=True)
+                write_json(entry / "parameters.json", dict(parameters[index]))
+                save(value, entry)
+                seal(entry)
+                found[index] = value
+            return [value for value in found.values() if value is not None]
+
+    def _read(self, entry: Path, load: Callable[[Path], Value]) -> Value | None:
+        if not (entry / "checksums.json").exists():
+            return None
+        try:
+            verify(entry)
+            return load(entry)
+        except (InputError, OSError, ValueError, KeyError) as error:
+            aside = set_aside(entry)
+            warnings.warn(f"{entry} is damaged ({error}); set aside as {aside.name}, computed anew", stacklevel=3)
+            return None
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:

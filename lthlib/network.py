@@ -1,0 +1,255 @@
+"""Tickets made trainable: leaves in the basis, masks on their gradients, replicates of linear nets stacked."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lthlib.basis import Kronecker
+from lthlib.models import build
+from lthlib.ticket import State, Ticket
+
+ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, nn.Identity)
+
+
+def stack_key(ticket: Ticket) -> object | None:
+    """What tickets must share to be trained as one stack; None for a ticket that must be trained alone.
+
+    Stacks are for plain sequences of linear layers in fixed bases. Adaptive bases differ from replicate to replicate.
+    """
+    if not _is_linear_sequence(_structure(ticket)) or any(basis.stored_numbers for basis in ticket.bases.values()):
+        return None
+    bases = {name: basis.to_json() for name, basis in ticket.bases.items()}
+    return json.dumps([ticket.architecture.name, ticket.architecture.input_shape, ticket.off, bases], sort_keys=True)
+
+
+def _structure(ticket: Ticket) -> nn.Module:
+    with torch.device("meta"):
+        return build(ticket.architecture)
+
+
+def _is_linear_sequence(module: nn.Module) -> bool:
+    return type(module) is nn.Sequential and all(
+        isinstance(layer, (nn.Flatten, nn.Linear, *ACTIVATIONS)) for layer in module
+    )
+
+
+def network(
+    tickets: Sequence[Ticket], device: torch.device, dtype: torch.dtype, state_in: str = "coefficients"
+) -> "Network":
+    """The trainable form of tickets that share a `stack_key` (or of one ticket)."""
+    module = _structure(tickets[0])
+    kind = LinearStack if _is_linear_sequence(module) else SingleNetwork
+    return kind(tickets, module, device, dtype, state_in)
+
+
+class Network:
+    """Leaf tensors, masks and state of `count` tickets; subclasses say how a batch flows through them.
+
+    `leaves` are the coefficients (or, with `state_in="weights"`, the weights) that the optimizer moves, `affine` the
+    other trained parameters, `buffers` what is not trained. Pruned entries start at zero (or at their held value) and
+    get no gradient, so that momentum and weight decay leave them there exactly.
+    """
+
+    def __init__(
+        self, tickets: Sequence[Ticket], module: nn.Module, device: torch.device, dtype: torch.dtype, state_in: str
+    ) -> None:
+        self.sources = list(tickets)
+        self.module = module
+        self.bases = dict(tickets[0].bases)
+        self.in_weights = state_in == "weights" and any(not basis.is_identity for basis in self.bases.values())
+        trained = {name for name, _ in module.named_parameters()}
+
+        def joined(states: list[State], name: str) -> Tensor:
+            tensor = self._join([state[name] for state in states]).to(device)
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        effective = [ticket.effective_coefficients() for ticket in tickets]
+        self.leaves, self.masks, self.held = {}, {}, {}
+        for name, basis in self.bases.items():
+            value = joined(effective, name)
+            if any(not bool(ticket.masks[name].all()) for ticket in tickets):
+                self.masks[name] = joined([ticket.masks for ticket in tickets], name)
+                self.held[name] = value.clone()
+            self.leaves[name] = self._layout(basis.synthesise(value) if self.in_weights else value)
+        rest = [dict(ticket.rest) for ticket in tickets]
+        self.affine = {name: joined(rest, name).clone() for name in rest[0] if name in trained}
+        self.buffers = {name: joined(rest, name).clone() for name in rest[0] if name not in trained}
+        for tensor in self.parameters():
+            tensor.requires_grad_()
+
+    def _join(self, tensors: list[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def _part(self, tensor: Tensor, index: int) -> Tensor:
+        raise NotImplementedError
+
+    def _layout(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalised images as this network reads them; done once per data set where nothing is augmented."""
+        return images
+
+    def forward(self, inputs: Tensor, training: bool) -> Tensor:
+        """Logits (count, batch, classes) from inputs with a leading axis of length `count`."""
+        raise NotImplementedError
+
+    @property
+    def count(self) -> int:
+        """How many tickets flow through this network at once."""
+        return len(self.sources)
+
+    def parameters(self) -> list[Tensor]:
+        """All leaf tensors that the optimizer moves."""
+        return [*self.leaves.values(), *self.affine.values()]
+
+    def mask_gradients(self) -> None:
+        """Takes from each gradient what would move a pruned coefficient."""
+        for name, mask in self.masks.items():
+            gradient = self.leaves[name].grad
+            if gradient is None:
+                continue
+            if self.in_weights:
+                basis = self.bases[name]
+                gradient.copy_(basis.synthesise(basis.analyse(gradient) * mask))
+            else:
+                gradient.mul_(mask)
+
+    @torch.no_grad()
+    def change(self, update: Callable[[str, Tensor], Tensor]) -> None:
+        """Replaces each coefficient tensor by `update(name, coefficients)`."""
+        for name, leaf in self.leaves.items():
+            leaf.copy_(self._from_coefficients(name, update(name, self._coefficients(name))))
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Puts pruned coefficients back where they are held, after a step that may have moved them.
+
+        Only needed where masked gradients are not enough: weight decay on held values that are not zero, and
+        optimizer state kept in weights.
+        """
+        for name, mask in self.masks.items():
+            if self.in_weights or self.sources[0].off == "init":
+                held = torch.where(mask, self._coefficients(name), self.held[name])
+                self.leaves[name].copy_(self._from_coefficients(name, held))
+
+    def _coefficients(self, name: str) -> Tensor:
+        return self.bases[name].analyse(self.leaves[name]) if self.in_weights else self.leaves[name]
+
+    def _from_coefficients(self, name: str, value: Tensor) -> Tensor:
+        return self.bases[name].synthesise(value) if self.in_weights else value
+
+    def _weights(self) -> State:
+        if self.in_weights:
+            return self.leaves
+        return {
+            name: leaf if self.bases[name].is_identity else self.bases[name].synthesise(leaf)
+            for name, leaf in self.leaves.items()
+        }
+
+    @torch.no_grad()
+    def tickets(self) -> list[Ticket]:
+        """The tickets as they now stand, on the CPU."""
+        coefficients = {name: self._coefficients(name).detach() for name in self.leaves}
+        if self.in_weights:
+            # The round trip through weights leaves rounding errors where a coefficient is held.
+            for name, mask in self.masks.items():
+                coefficients[name] = torch.where(mask, coefficients[name], self.held[name])
+        rest = {**self.affine, **self.buffers}
+
+        def part(state: State, index: int) -> State:
+            return {
+                name: self._part(tensor.detach(), index).cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in state.items()
+            }
+
+        return [
+            replace(source, coefficients=part(coefficients, index), rest=part(rest, index))
+            for index, source in enumerate(self.sources)
+        ]
+
+
+class LinearStack(Network):
+    """Replicates of one sequence of linear layers, as batched products.
+
+    A basis acts on activations, $y=B_{out}^\\top(C(B_{in}x))$, which for batches is cheaper than synthesising
+    weights, and costs nothing on the inputs: those are transformed once.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.layers = [
+            (name, layer) for name, layer in self.module.named_children() if not isinstance(layer, nn.Flatten)
+        ]
+        self.matrices = {name: self._matrices(name) for name in self.leaves}
+        self.first = next(f"{name}.weight" for name, layer in self.layers if isinstance(layer, nn.Linear))
+
+    def _join(self, tensors: list[Tensor]) -> Tensor:
+        return torch.stack(tensors)
+
+    def _part(self, tensor: Tensor, index: int) -> Tensor:
+        return tensor[index]
+
+    def _matrices(self, name: str) -> tuple[Tensor | None, Tensor | None]:
+        basis = self.bases[name]
+        if self.in_weights or not isinstance(basis, Kronecker):
+            return None, None
+        out, into = (basis.matrix_like(axis, self.leaves[name]) for axis in (0, 1))
+        # The transposed copy makes the product on activations a plain row-major one.
+        return None if into is None else into.mT.contiguous(), out
+
+    def prepare(self, images: Tensor) -> Tensor:
+        inputs = images.flatten(1)
+        into = self.matrices[self.first][0]
+        return inputs if into is None else inputs @ into.to(inputs.dtype)
+
+    def forward(self, inputs: Tensor, training: bool) -> Tensor:
+        x = inputs
+        for prefix, layer in self.layers:
+            if not isinstance(layer, nn.Linear):
+                x = layer(x)
+                continue
+            name = f"{prefix}.weight"
+            x = self._linear(x, name, self.affine.get(f"{prefix}.bias"))
+        return x
+
+    def _linear(self, x: Tensor, name: str, bias: Tensor | None) -> Tensor:
+        leaf, basis = self.leaves[name], self.bases[name]
+        into, out = self.matrices[name]
+        if not self.in_weights and not isinstance(basis, Kronecker):
+            leaf = basis.synthesise(leaf)
+        if into is not None and name != self.first:
+            x = x @ into
+        if out is None and bias is not None:
+            return torch.baddbmm(bias.unsqueeze(1), x, leaf.mT)
+        y = torch.bmm(x, leaf.mT)
+        if out is not None:
+            y = y @ out
+        return y if bias is None else y + bias.unsqueeze(1)
+
+
+class SingleNetwork(Network):
+    """One network of any kind, its weights synthesised at each step, convolutions in channels_last."""
+
+    def _join(self, tensors: list[Tensor]) -> Tensor:
+        (tensor,) = tensors
+        return tensor
+
+    def _part(self, tensor: Tensor, index: int) -> Tensor:
+        return tensor
+
+    def _layout(self, tensor: Tensor) -> Tensor:
+        layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+        return tensor.detach().clone(memory_format=layout)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, inputs: Tensor, training: bool) -> Tensor:
+        self.module.train(training)
+        state = {**self._weights(), **self.affine, **self.buffers}
+        return functional_call(self.module, state, (inputs.squeeze(0),)).unsqueeze(0)

@@ -1,0 +1,233 @@
+r"""The one noun of the workbook.
+
+A **ticket** is an architecture, an orthonormal basis per weight tensor, the coefficients in that basis and a boolean
+mask over them; its weights are $\theta=B^\top(m\odot c)$.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lthlib import basis as bases_room
+from lthlib.basis import Basis
+from lthlib.errors import InputError
+from lthlib.models import Architecture, prunable
+from lthlib.store import write_atomically
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A network described in bases, with a mask over its coefficients.
+
+    - `bases`, `coefficients`, `masks`: one entry per prunable tensor (weights of convolution and linear layers), in
+      the network's order; coefficients are floating point, masks boolean, both of the tensor's own shape.
+    - `rest`: all other state (biases, normalisation, buffers), never pruned.
+    - `off`: what a pruned coefficient is: `"zero"`, or `"init"`, held at its value in `coefficients`
+      (random subspaces of Li et al. 2018, intrinsic dimension).
+    """
+
+    architecture: Architecture
+    bases: Mapping[str, Basis]
+    coefficients: State
+    masks: State
+    rest: State = field(default_factory=dict)
+    off: Literal["zero", "init"] = "zero"
+
+    @property
+    def kept(self) -> int:
+        """How many coefficients the mask keeps."""
+        return sum(int(mask.sum()) for mask in self.masks.values())
+
+    @property
+    def prunable(self) -> int:
+        """How many coefficients could be pruned: all weights of convolution and linear layers."""
+        return sum(mask.numel() for mask in self.masks.values())
+
+    @property
+    def density(self) -> float:
+        """Kept / prunable, in [0, 1]."""
+        return self.kept / self.prunable
+
+    def layer_densities(self) -> dict[str, float]:
+        """Density of each prunable tensor."""
+        return {name: float(mask.float().mean()) for name, mask in self.masks.items()}
+
+    def effective_coefficients(self) -> State:
+        """The coefficients as the network sees them: zero (or held at init) where pruned."""
+        if self.off == "init":
+            return dict(self.coefficients)
+        return {name: c * self.masks[name] for name, c in self.coefficients.items()}
+
+    def weights(self) -> State:
+        """The weight tensors, $B^\\top(m\\odot c)$."""
+        return {name: self.bases[name].synthesise(c) for name, c in self.effective_coefficients().items()}
+
+    def state(self) -> State:
+        """A full `state_dict` for `models.build(ticket.architecture)`."""
+        return {**self.weights(), **self.rest}
+
+    @property
+    def free_numbers(self) -> int:
+        """Trainable numbers among the prunable: one per kept coefficient."""
+        return self.kept
+
+    @property
+    def stored_numbers(self) -> int:
+        """32-bit numbers that describe the prunable part: kept coefficients, mask bits, adaptive bases.
+
+        Fixed bases cost nothing: name and seed rebuild them. A dense mask costs nothing either. With `off="init"`
+        the held coefficients are rebuilt from the initial seed, so they are not counted.
+        """
+        mask = 0 if self.kept == self.prunable else math.ceil(self.prunable / 32)
+        return self.kept + mask + sum(self.bases[name].stored_for(bits) for name, bits in self.masks.items())
+
+    def to(self, device: torch.device | str) -> "Ticket":
+        """The same ticket on another device."""
+
+        def moved(state: State) -> State:
+            return {name: tensor.to(device) for name, tensor in state.items()}
+
+        return replace(self, coefficients=moved(self.coefficients), masks=moved(self.masks), rest=moved(self.rest))
+
+    def with_masks(self, masks: State) -> "Ticket":
+        """The same network under other masks; raises InputError where names, shapes or types do not fit."""
+        for name, c in self.coefficients.items():
+            if name not in masks or masks[name].shape != c.shape or masks[name].dtype != torch.bool:
+                found = f"{masks[name].dtype} {tuple(masks[name].shape)}" if name in masks else "nothing"
+                raise InputError(f"mask of {name!r} must be boolean of shape {tuple(c.shape)}, found {found}")
+        return replace(self, masks={name: masks[name] for name in self.coefficients})
+
+    def in_bases(self, bases: Mapping[str, Basis]) -> "Ticket":
+        """The same dense network, its weights analysed in other bases; a mask cannot follow, so it must be dense."""
+        if self.kept != self.prunable:
+            raise InputError(f"a ticket of density {self.density:.4g} cannot change its basis (only density 1 can)")
+        weights = self.weights()
+        return replace(
+            self, bases=dict(bases), coefficients={name: bases[name].analyse(weights[name]) for name in weights}
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Writes one safetensors file whose header holds the JSON description; never pickle.
+
+        Of pruned coefficients nothing is stored where they are zero anyway (`off="zero"`).
+        """
+        from safetensors.torch import save_file
+
+        description, tensors = self._described()
+        header = {"ticket": json.dumps(description | {"digest": _digest(tensors, description)}, sort_keys=True)}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+    def digest(self) -> str:
+        """A name for the ticket's content: equal for tickets with the same survivors, bases and other state."""
+        description, tensors = self._described()
+        return _digest(tensors, description)
+
+    def _described(self) -> tuple[dict, State]:
+        tensors: State = {f"rest/{name}": tensor.contiguous() for name, tensor in self.rest.items()}
+        for name, c in self.coefficients.items():
+            mask = self.masks[name]
+            tensors[f"mask/{name}"] = _pack(mask)
+            tensors[f"coefficients/{name}"] = (c[mask] if self.off == "zero" else c).contiguous()
+            for part, tensor in self.bases[name].tensors().items():
+                tensors[f"basis/{name}/{part}"] = tensor.contiguous()
+        # Modules may share storage (tied weights, views), which safetensors refuses.
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        description = {
+            "architecture": {
+                "name": self.architecture.name,
+                "input_shape": list(self.architecture.input_shape),
+                "classes": self.architecture.classes,
+            },
+            "off": self.off,
+            "shapes": {name: list(c.shape) for name, c in self.coefficients.items()},
+            "bases": {name: basis.to_json() for name, basis in self.bases.items()},
+        }
+        return description, tensors
+
+    @staticmethod
+    def load(path: Path | str) -> "Ticket":
+        """Reads what `save` wrote; raises InputError when the file is missing, truncated, altered or no ticket."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = (file.metadata() or {}).get("ticket")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            if header is None:
+                raise InputError(f"{str(path)!r} holds tensors but no ticket (write one with Ticket.save)")
+            description = json.loads(header)
+            if description.pop("digest") != _digest(tensors, description):
+                raise InputError(f"ticket file {str(path)!r} is damaged: its content differs from its digest")
+            return _assemble(description, tensors)
+        except FileNotFoundError as error:
+            raise InputError(f"no ticket file {str(path)!r}") from error
+        except (SafetensorError, OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"ticket file {str(path)!r} is truncated or damaged ({error})") from error
+
+
+def dense_ticket(architecture: Architecture, state: State, bases: Mapping[str, Basis] | None = None) -> Ticket:
+    """The ticket of density 1 with the weights of a full `state_dict`, analysed in `bases` (default: canonical)."""
+    names = prunable(architecture)
+    weights = {name: state[name] for name in names}
+    if bases is None:
+        bases = bases_room.bases("canonical", {name: tuple(w.shape) for name, w in weights.items()}, ())
+    return Ticket(
+        architecture=architecture,
+        bases=dict(bases),
+        coefficients={name: bases[name].analyse(weight) for name, weight in weights.items()},
+        masks={name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()},
+        rest={name: tensor for name, tensor in state.items() if name not in weights},
+    )
+
+
+def _assemble(description: dict, tensors: State) -> Ticket:
+    coefficients, masks, bases = {}, {}, {}
+    for name, shape in description["shapes"].items():
+        masks[name] = _unpack(tensors[f"mask/{name}"], shape)
+        values = tensors[f"coefficients/{name}"]
+        if description["off"] == "zero":
+            coefficients[name] = torch.zeros(shape, dtype=values.dtype)
+            coefficients[name][masks[name]] = values
+        else:
+            coefficients[name] = values
+        prefix = f"basis/{name}/"
+        parts = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        bases[name] = bases_room.from_json(description["bases"][name], parts)
+    architecture = description["architecture"]
+    return Ticket(
+        architecture=Architecture(architecture["name"], tuple(architecture["input_shape"]), architecture["classes"]),
+        bases=bases,
+        coefficients=coefficients,
+        masks=masks,
+        rest={key[len("rest/") :]: tensor for key, tensor in tensors.items() if key.startswith("rest/")},
+        off=description["off"],
+    )
+
+
+def _pack(mask: Tensor) -> Tensor:
+    """The mask as bits, eight to a byte, the first entry highest."""
+    bits = mask.flatten().cpu().to(torch.uint8)
+    bits = torch.nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
+    return (bits << torch.arange(7, -1, -1, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def _unpack(packed: Tensor, shape: list[int]) -> Tensor:
+    bits = packed[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8) & 1
+    return bits.flatten()[: math.prod(shape)].view(shape).bool()
+
+
+def _digest(tensors: State, description: dict) -> str:
+    digest = blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,432 @@
+"""Recipes, and the one loop that trains a list of tickets of one architecture.
+
+Networks of linear layers train stacked: one batched product per layer for all replicates. Others train in turn, in
+channels_last. Every replicate has its own data order and augmentation, fixed by its seed.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lthlib.data import Dataset, augment, augmentation_draws
+from lthlib.errors import InputError, unknown
+from lthlib.network import Network, network, stack_key
+from lthlib.randomness import generator
+from lthlib.store import Store, write_json
+from lthlib.ticket import Ticket
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a ticket is trained; the same for every method compared in one figure.
+
+    - `optimizer`: one of sgd, adam, adamw, rmsprop; `momentum` and `nesterov` are SGD's.
+    - `schedule`: `constant`, `cosine` (to zero at the last step) or `step` (times `decay` at each of `milestones`,
+      given as fractions of all steps); `warmup_epochs` rise linearly from zero before it.
+    - `epochs` may be fractional; the last batch of an epoch may be smaller.
+    - `precision`: fp32, bf16 (autocast, fp32 master weights) or fp64.
+    - `state_in`: where the optimizer keeps parameters and moments: in the basis's `coefficients`, or in the
+      `weights`, projected onto the mask's subspace. SGD does not tell them apart, Adam does.
+    - `output_layer`: how pruning treats the classifier: `pruned` like any layer, at `half` the rate, or `kept`.
+    - `evaluations`: at how many evenly spaced steps validation loss is read (early stopping looks at these).
+    """
+
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.1
+    warmup_epochs: float = 0.0
+    batch_size: int = 64
+    epochs: float = 25.0
+    precision: str = "fp32"
+    state_in: Literal["coefficients", "weights"] = "coefficients"
+    output_layer: Literal["pruned", "half", "kept"] = "half"
+    evaluations: int = 20
+
+    def __post_init__(self) -> None:
+        for kind, value, valid in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, ("constant", "cosine", "step")),
+            ("precision", self.precision, DTYPES),
+            ("state_in", self.state_in, ("coefficients", "weights")),
+            ("output_layer", self.output_layer, ("pruned", "half", "kept")),
+        ):
+            if value not in valid:
+                raise unknown(kind, value, valid)
+        for name in ("learning_rate", "batch_size", "epochs", "evaluations"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, found {getattr(self, name)!r}")
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Optimizer steps in one pass over `examples` training images."""
+        return math.ceil(examples / self.batch_size)
+
+    def steps(self, examples: int) -> int:
+        """Optimizer steps of the whole training, at least 1."""
+        return max(1, round(self.epochs * self.steps_per_epoch(examples)))
+
+    def learning_rate_at(self, step: int, examples: int) -> float:
+        """The learning rate of step `step` (0 is the first) of the whole schedule."""
+        total, warmup = self.steps(examples), self.warmup_epochs * self.steps_per_epoch(examples)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        if self.schedule == "cosine":
+            progress = (step - warmup) / max(1, total - warmup)
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.schedule == "step":
+            return self.learning_rate * self.decay ** sum(step >= fraction * total for fraction in self.milestones)
+        return self.learning_rate
+
+
+def parse_step(text: str | int, steps_per_epoch: int) -> int:
+    """A point of training in steps: `"2ep"`, `"1000it"` or `0`; a bare number other than 0 is refused as ambiguous."""
+    value = str(text).strip()
+    unit = {"it": 1, "ep": steps_per_epoch}.get(value[-2:])
+    try:
+        if unit is None and float(value) == 0:
+            return 0
+        if unit is not None and (number := float(value[:-2])) >= 0 and (number * unit) == round(number * unit):
+            return round(number * unit)
+    except ValueError:
+        pass
+    raise InputError(f"unknown training step {text!r} (valid: 0, a number of steps such as '1000it', of epochs '2ep')")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training one ticket gave.
+
+    - `ticket`: the ticket with its final coefficients (pruned ones exactly zero, or as held).
+    - `history`: one row per evaluation: step, train_loss, validation_loss, validation_accuracy (percent).
+    - `early_stopping_step`: the step of the smallest validation loss.
+    - `snapshots`: the ticket after the asked-for numbers of steps.
+    """
+
+    ticket: Ticket
+    seed: int
+    history: list[dict[str, float]]
+    early_stopping_step: int
+    snapshots: dict[int, Ticket] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy (nats) and accuracy (percent) of one ticket on one split."""
+
+    loss: float
+    accuracy: float
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; asking for a CUDA device that is absent is an InputError."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise unknown("device", device, ("auto", "cpu", "cuda", "cuda:0")) from error
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {str(device)!r} is not there: {torch.cuda.device_count()} CUDA devices (valid: cpu)")
+    return picked
+
+
+def train(
+    tickets: Sequence[Ticket],
+    recipe: Recipe,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    *,
+    start_step: int = 0,
+    snapshots: Sequence[int] = (),
+    penalty: Any = None,
+    device: str | torch.device = "auto",
+    store: Store | None = None,
+    progress: str = "",
+) -> list[Trained]:
+    """Trains each ticket with the data order and augmentation of its seed, from `start_step` to the recipe's end.
+
+    The schedule and the data order go on from `start_step`; optimizer moments start at zero. `penalty` (see
+    `proximal.Penalty`) is applied to the coefficients after each step. With a `store`, trainings that it
+    holds are read and new ones kept: the key is all that fixes the result, the tickets' content included.
+    `progress` names a progress bar; empty shows none. Raises InputError for tickets of several architectures, and
+    FloatingPointError, naming ticket and step, where a loss is no longer finite.
+    """
+    if len(tickets) != len(seeds):
+        raise InputError(f"{len(tickets)} tickets need as many seeds, found {len(seeds)}")
+    if len({ticket.architecture for ticket in tickets}) > 1:
+        raise InputError("tickets trained together must share one architecture")
+    where = pick_device(device)
+    data = dataset.to(where)
+
+    def work(indices: list[int]) -> list[Trained]:
+        results: dict[int, Trained] = {}
+        for group in _groups([tickets[i] for i in indices]):
+            chosen = [indices[i] for i in group]
+            part = [tickets[i] for i in chosen], [seeds[i] for i in chosen]
+            trained = _train_group(*part, recipe, data, start_step, tuple(snapshots), penalty, where, progress)
+            results |= zip(chosen, trained, strict=True)
+        return [results[i] for i in indices]
+
+    if store is None:
+        return work(list(range(len(tickets))))
+    common = {
+        "recipe": asdict(recipe),
+        "data": _fingerprint(dataset),
+        "start_step": start_step,
+        "snapshots": sorted(snapshots),
+        "penalty": repr(penalty),
+        "device": where.type,
+        "code": code_version(),
+        "torch": torch.__version__,
+    }
+    keys = [{**common, "ticket": ticket.digest(), "seed": seed} for ticket, seed in zip(tickets, seeds, strict=True)]
+    return store.compute(keys, work, _save, _load)
+
+
+@cache
+def code_version() -> str:
+    """A digest of the sources that fix what a training gives; a stored training of other sources is not reused."""
+    rooms = ("basis", "data", "models", "network", "proximal", "randomness", "ticket", "training")
+    digest = blake2b(digest_size=8)
+    for room in rooms:
+        digest.update(Path(__file__).with_name(f"{room}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    digest = blake2b(repr((dataset.mean, dataset.std, dataset.augmentation)).encode(), digest_size=16)
+    for split in (dataset.train, dataset.validation):
+        for tensor in (split.images, split.labels):
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _save(trained: Trained, folder: Path) -> None:
+    trained.ticket.save(folder / "ticket.safetensors")
+    for step, ticket in trained.snapshots.items():
+        ticket.save(folder / f"snapshot-{step}.safetensors")
+    record = {"seed": trained.seed, "history": trained.history, "early_stopping_step": trained.early_stopping_step}
+    write_json(folder / "training.json", record)
+
+
+def _load(folder: Path) -> Trained:
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    snapshots = {int(path.stem.split("-")[1]): Ticket.load(path) for path in folder.glob("snapshot-*.safetensors")}
+    return Trained(ticket=Ticket.load(folder / "ticket.safetensors"), snapshots=snapshots, **record)
+
+
+def evaluate(
+    tickets: Sequence[Ticket],
+    dataset: Dataset,
+    split: str,
+    *,
+    precision: str = "fp32",
+    device: str | torch.device = "auto",
+) -> list[Evaluation]:
+    """Loss and accuracy of each ticket on a split: train, validation or test (the last to be read once, at the end)."""
+    where = pick_device(device)
+    data = dataset.to(where)
+    results: list[Evaluation | None] = [None] * len(tickets)
+    for group in _groups(tickets):
+        net = network([tickets[i] for i in group], where, DTYPES[precision])
+        images = data.normalised(split).to(DTYPES[precision])
+        labels = getattr(data, split).labels
+        for i, evaluation in zip(group, _evaluate(net, images, labels, precision), strict=True):
+            results[i] = evaluation
+    return [evaluation for evaluation in results if evaluation is not None]
+
+
+def _groups(tickets: Sequence[Ticket]) -> list[list[int]]:
+    """Indices of tickets that can share one stack."""
+    groups: dict[object, list[int]] = {}
+    for index, ticket in enumerate(tickets):
+        groups.setdefault(stack_key(ticket) or index, []).append(index)
+    return list(groups.values())
+
+
+def _train_group(
+    tickets: list[Ticket],
+    seeds: list[int],
+    recipe: Recipe,
+    data: Dataset,
+    start_step: int,
+    snapshots: Sequence[int],
+    penalty: Any,
+    device: torch.device,
+    progress: str,
+) -> list[Trained]:
+    dtype = DTYPES[recipe.precision]
+    net = network(tickets, device, dtype, recipe.state_in)
+    batches = _Batches(net, data, recipe, seeds, dtype)
+    validation = net.prepare(data.normalised("validation").to(dtype))
+    total = recipe.steps(len(data.train.labels))
+    optimizer = _optimizer(net, recipe, device)
+    marks = {round(total * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)} | {total}
+    histories: list[list[dict[str, float]]] = [[] for _ in tickets]
+    kept = {start_step: net.tickets()} if start_step in snapshots else {}
+    losses: list[Tensor] = []
+    for step in _steps(start_step, total, progress):
+        inputs, labels = batches.at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate_at(step, len(data.train.labels))
+        with _autocast(recipe.precision, device):
+            logits = net.forward(inputs, training=True)
+            loss = _losses(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.sum().backward()
+        net.mask_gradients()
+        optimizer.step()
+        net.hold()
+        if penalty is not None:
+            rate = optimizer.param_groups[0]["lr"]
+            net.change(lambda name, c, rate=rate: penalty.apply(name, c, rate))  # type: ignore[misc]
+        losses.append(loss.detach())
+        if step + 1 in marks:
+            _refuse_divergence(torch.stack(losses), step + 1 - len(losses), tickets, seeds)
+            means = torch.stack(losses).double().mean(0).float().tolist()
+            losses.clear()
+            for history, train_loss, found in zip(
+                histories, means, _evaluate(net, validation, data.validation.labels, recipe.precision, prepared=True),
+                strict=True,
+            ):  # fmt: skip
+                history.append(
+                    {
+                        "step": step + 1,
+                        "train_loss": train_loss,
+                        "validation_loss": found.loss,
+                        "validation_accuracy": found.accuracy,
+                    }
+                )
+        if step + 1 in snapshots:
+            kept[step + 1] = net.tickets()
+    return [
+        Trained(
+            ticket=ticket,
+            seed=seed,
+            history=history,
+            early_stopping_step=int(min(history, key=lambda row: row["validation_loss"])["step"]) if history else total,
+            snapshots={step: taken[index] for step, taken in kept.items()},
+        )
+        for index, (ticket, seed, history) in enumerate(zip(net.tickets(), seeds, histories, strict=True))
+    ]
+
+
+class _Batches:
+    """Training batches by step: each replicate's own order and augmentation, whole data on the device."""
+
+    def __init__(self, net: Network, data: Dataset, recipe: Recipe, seeds: list[int], dtype: torch.dtype) -> None:
+        self.net, self.data, self.recipe, self.seeds, self.dtype = net, data, recipe, seeds, dtype
+        self.augmented = data.augmentation != "none"
+        # Without augmentation the input transform is done once; with it, bytes are gathered and the rest done a batch.
+        self.inputs = data.train.images if self.augmented else net.prepare(data.normalised("train").to(dtype))
+        self.epoch = -1
+
+    def _start(self, epoch: int) -> None:
+        count, device = len(self.data.train.labels), self.data.train.labels.device
+        orders = [torch.randperm(count, generator=generator(seed, "order", epoch)) for seed in self.seeds]
+        self.order = torch.stack(orders).to(device)
+        if self.augmented:
+            draws = [augmentation_draws(count, generator(seed, "augmentation", epoch)) for seed in self.seeds]
+            self.flips = torch.stack([flips for flips, _ in draws]).to(device)
+            self.offsets = torch.stack([offsets for _, offsets in draws]).to(device)
+        self.epoch = epoch
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs (replicates, batch, ...) and labels (replicates, batch) of one step."""
+        size = self.recipe.batch_size
+        epoch, position = divmod(step, self.recipe.steps_per_epoch(len(self.data.train.labels)))
+        if epoch != self.epoch:
+            self._start(epoch)
+        chosen = self.order[:, position * size : (position + 1) * size]
+        flat = chosen.reshape(-1)
+        inputs, labels = self.inputs.index_select(0, flat), self.data.train.labels[chosen]
+        if self.augmented:
+            place = slice(position * size, position * size + chosen.shape[1])
+            flips, offsets = self.flips[:, place].reshape(-1), self.offsets[:, place].reshape(-1, 2)
+            images = augment(inputs, self.data.augmentation, flips, offsets)
+            inputs = self.net.prepare(self.data.normalise(images).to(self.dtype))
+        return inputs.unflatten(0, chosen.shape), labels
+
+
+def _optimizer(net: Network, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    # On the CPU the fused kernels round the ends of their chunks otherwise than the rest: where a replicate lies in
+    # its stack would then change its result.
+    options["fused" if device.type == "cuda" and recipe.optimizer != "rmsprop" else "foreach"] = True
+    return OPTIMIZERS[recipe.optimizer](net.parameters(), **options)
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each replicate: (replicates,) from logits (replicates, batch, classes)."""
+    flat = logits.flatten(0, 1)
+    losses = F.cross_entropy(flat.float() if flat.dtype == torch.bfloat16 else flat, labels.flatten(), reduction="none")
+    # Summed in double and rounded once, so that the order of summation, which depends on the stack, leaves no trace.
+    return losses.view(labels.shape).double().mean(1).to(losses.dtype)
+
+
+@torch.no_grad()
+def _evaluate(
+    net: Network, images: Tensor, labels: Tensor, precision: str, *, prepared: bool = False, chunk: int = 1000
+) -> list[Evaluation]:
+    inputs = images if prepared else net.prepare(images)
+    losses = torch.zeros(net.count, dtype=torch.float64, device=labels.device)
+    correct = torch.zeros_like(losses)
+    for start in range(0, len(labels), chunk):
+        part, truth = inputs[start : start + chunk], labels[start : start + chunk]
+        with _autocast(precision, labels.device):
+            # A real copy for each replicate: with stride 0 the products would round otherwise for one than for several.
+            logits = net.forward(part.expand(net.count, *part.shape).contiguous(), training=False)
+        every = truth.expand(net.count, -1)
+        losses += _losses(logits, every).double() * len(truth)
+        correct += (logits.argmax(-1) == every).sum(1)
+    return [
+        Evaluation(loss=loss, accuracy=100 * right)
+        for loss, right in zip((losses / len(labels)).tolist(), (correct / len(labels)).tolist(), strict=True)
+    ]
+
+
+def _refuse_divergence(losses: Tensor, first_step: int, tickets: list[Ticket], seeds: list[int]) -> None:
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        row, index = bad[0].tolist()
+        raise FloatingPointError(
+            f"training diverged: the loss of ticket {index} (seed {seeds[index]}, density "
+            f"{tickets[index].density:.4g}) is {losses[row, index].item()} at step {first_step + row} "
+            "(a smaller learning rate or a warm-up may help)"
+        )
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _steps(start: int, total: int, progress: str) -> Any:
+    if not progress:
+        return range(start, total)
+    from tqdm.auto import tqdm
+
+    return tqdm(range(start, total), desc=progress, unit="step", leave=False, mininterval=1.0)
