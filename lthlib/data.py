@@ -172,7 +172,7 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _digits() -> tuple[Split, Split, Split]:
     """scikit-learn's bundled 1,797 digits, 8x8, in 0 to 16: 1,200 / 297 / 300, class-stratified."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415
+    from sklearn.datasets import load_digits
 
     bundle = load_digits()
     images = torch.as_tensor(bundle.images).to(torch.uint8).unsqueeze(1)
@@ -184,7 +184,7 @@ def _digits() -> tuple[Split, Split, Split]:
 
 def _torchvision(name: str, data_dir: Path, download: bool) -> tuple[Split, Split]:
     """Both splits of a torchvision data set: downloaded if missing, never asked of the network if there."""
-    from torchvision import datasets  # noqa: PLC0415
+    from torchvision import datasets
 
     kind, place, _ = _TORCHVISION[name]
     reader: Callable[..., Any] = getattr(datasets, kind)
@@ -192,7 +192,7 @@ def _torchvision(name: str, data_dir: Path, download: bool) -> tuple[Split, Spli
     def read(split: str, download: bool) -> Split:
         chosen = {"split": split} if kind == "SVHN" else {"train": split == "train"}
         with warnings.catch_warnings():
-            # NumPy >= 2.4 objects to how CIFAR's own files, pickled long ago, write a dtype.
+            # NumPy 2.4.0 to 2.4.4 object to a dtype in CIFAR's own files (numpy/numpy pull request 31177).
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
             return _tensors(reader(data_dir, **chosen, download=download))
 
@@ -242,7 +242,7 @@ class _File(NamedTuple):
 
 def _folder(path: Path, data_dir: Path) -> tuple[Split, Split]:
     """Both splits of images in ImageFolder layout, decoded once and kept as uint8 under `data_dir`/cache."""
-    from safetensors.torch import load_file, save_file  # noqa: PLC0415
+    from safetensors.torch import load_file, save_file
 
     listings = {part: _listing(path / part) for part in ("train", "test")}
     if odd := sorted(listings["train"].keys() ^ listings["test"].keys()):
@@ -322,7 +322,7 @@ def _decode(files: list[str]) -> Tensor:
 
 def _pixels(file: str) -> np.ndarray:
     """One image as uint8: (H, W) if it is grey, else (H, W, 3)."""
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     try:
         with Image.open(file) as image:
