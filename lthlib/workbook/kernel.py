@@ -1,0 +1,74 @@
+"""Runs inside the kernel: starts ipykernel and, as it ends, reports what the notebook used.
+
+The runner starts `python -m lthlib.workbook.kernel`; figures such as peak memory are known only here, at the end.
+"""
+
+import atexit
+import json
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+REPORT = "LTH_KERNEL_REPORT"
+
+
+def main() -> None:
+    """Starts the kernel with the arguments of the command line; returns when it is shut down."""
+    # `-m` puts the current folder first on the path, where a stray `random.py` would shadow the standard library's.
+    if sys.path and sys.path[0] in ("", str(Path.cwd())):
+        del sys.path[0]
+    from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 (only now that the path is clean)
+
+    if REPORT in os.environ:
+        atexit.register(write_report, Path(os.environ[REPORT]))
+    # Kernels side by side would wait for each other's lock on the one history file.
+    IPKernelApp.launch_instance([*sys.argv[1:], "--HistoryManager.enabled=False"])
+
+
+def write_report(path: Path) -> None:
+    """Writes `usage()` as JSON."""
+    path.write_text(json.dumps(usage()), encoding="utf-8")
+
+
+def usage() -> dict[str, Any]:
+    """Device, threads and peak memory of this process so far; memory in bytes, device memory as torch allocated it."""
+    torch = sys.modules.get("torch")
+    found: dict[str, Any] = {"device": _processor(), "peak_memory_bytes": peak_memory()}
+    if torch is None:
+        return found
+    found["threads"] = torch.get_num_threads()
+    found["deterministic"] = torch.are_deterministic_algorithms_enabled()
+    if torch.cuda.is_initialized():
+        found["device"] = torch.cuda.get_device_name()
+        found["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
+        found["cuda"] = torch.version.cuda
+        found["cudnn"] = torch.backends.cudnn.version()
+        found["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    return found
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: on Linux a child starts with its parent's peak.
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

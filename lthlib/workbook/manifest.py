@@ -1,0 +1,140 @@
+"""`manifest.json`: what a run was made from, what it used, and the checksums that show it whole.
+
+Nothing in it names the machine: no host, no user, no absolute path.
+"""
+
+import json
+import re
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from hashlib import blake2b
+from importlib import metadata
+from pathlib import Path, PurePath
+from platform import python_version
+from typing import Any
+
+import lthlib
+from lthlib.errors import InputError
+from lthlib.store import checksum, key, write_json
+from lthlib.workbook.notebooks import Notebook
+from lthlib.workbook.parameters import RESERVED
+from lthlib.workbook.paths import project_root
+
+FILE = "manifest.json"
+
+
+@cache
+def library_digest() -> str:
+    """A digest of lthlib's sources, names and content: one half of the code version."""
+    folder = Path(lthlib.__file__).parent
+    digest = blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def run_key(notebook: Notebook, parameters: Mapping[str, Any]) -> str:
+    """The key of a run: same notebook, same library, same parameters, wherever its results are put."""
+    chosen = {name: value for name, value in parameters.items() if name not in RESERVED}
+    return key({"notebook": notebook.digest, "library": library_digest(), "parameters": chosen})
+
+
+@cache
+def git_state() -> dict[str, Any]:
+    """The checkout's commit and whether files differ from it (`dirty`); both None outside a checkout."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that lthlib asks for."""
+    found = {"python": python_version(), "lthlib": lthlib.__version__}
+    try:
+        required = metadata.requires("lthlib") or []
+    except metadata.PackageNotFoundError:
+        required = []
+    for requirement in required:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if "extra ==" not in requirement:
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def portable(value: Any) -> Any:
+    """A parameter as the manifest shows it: of an absolute path (also after `folder:`) only the last part."""
+    if isinstance(value, list):
+        return [portable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: portable(item) for name, item in value.items()}
+    if isinstance(value, str):
+        kind, colon, path = value.rpartition("folder:")
+        if PurePath(path).is_absolute():
+            return f"{kind}{colon}.../{PurePath(path).name}"
+    return value
+
+
+def write(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Writes the manifest with the checksums of the folder's files; last of all, for it marks the folder as whole."""
+    files = {path.relative_to(folder).as_posix(): checksum(path) for path in result_files(folder)}
+    write_json(folder / FILE, {**facts, "files": files})
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder; None where there is none or it is damaged."""
+    try:
+        facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return facts if isinstance(facts["files"], dict) and isinstance(facts["status"], str) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def finished(folder: Path, wanted: str) -> dict[str, Any] | None:
+    """The folder's manifest if the run with key `wanted` finished there and every file is still what it was."""
+    facts = read(folder)
+    if facts is None or facts["status"] != "finished" or facts.get("key") != wanted:
+        return None
+    try:
+        whole = all(checksum(folder / name) == digest for name, digest in facts["files"].items())
+    except OSError:
+        return None
+    return facts if whole else None
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The files of a run: all but the manifest, hidden ones, and folders of the store, which seal themselves."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == FILE:
+            continue
+        if path.is_dir() and not (path / "checksums.json").exists():
+            found += result_files(path)
+        elif path.is_file():
+            found.append(path)
+    return found
+
+
+def clear(folder: Path) -> None:
+    """Removes what an earlier run left in the folder, so that results of two runs never mix; the store's levels stay.
+
+    The manifest goes first: from then on the folder counts as unfinished.
+    """
+    try:
+        (folder / FILE).unlink(missing_ok=True)
+        for path in folder.glob("*") if folder.is_dir() else ():
+            if path.is_file():
+                path.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {str(folder)!r}: {error.strerror} (choose a writable folder)") from error
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(project_root()), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()

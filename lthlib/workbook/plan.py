@@ -1,0 +1,40 @@
+"""What a command asks for, as tasks: every name and value checked, nothing run yet."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lthlib.errors import InputError
+from lthlib.workbook import profiles
+from lthlib.workbook.notebooks import Notebook, catalogue, find, read
+from lthlib.workbook.paths import notebooks_folder
+from lthlib.workbook.runner import Task
+
+
+def plan(
+    selection: Sequence[str], profile: str, settings: Sequence[str], out: Path, folder: Path | None = None
+) -> list[Task]:
+    """The tasks for the selected notebooks (all of `folder` if none), with results under `out`/<profile>/.
+
+    `profile` is a name or a file, `settings` are texts `name=value`. Raises InputError with a line for each mistake.
+    """
+    folder = folder or notebooks_folder()
+    paths = catalogue(folder)
+    selected = [read(path) for path in find(selection, paths)]
+    chosen = profiles.load(profile, folder / "profiles")
+    known: list[Notebook] = []
+    for name, path in paths.items():
+        if not any(notebook.path == path for notebook in selected):
+            try:
+                known.append(read(path))
+            except InputError:
+                # A notebook in the making stops nobody, unless the profile speaks of it.
+                if name in chosen.notebooks:
+                    raise
+    values = profiles.resolve(chosen, settings, selected, known)
+    tasks = []
+    for notebook in selected:
+        out_dir = out / chosen.name / notebook.name
+        filled = {"profile": chosen.name, "out_dir": out_dir.as_posix()}
+        fitting = {name: value for name, value in filled.items() if name in notebook.parameters}
+        tasks.append(Task(notebook.path, {**values[notebook.name], **fitting}, out_dir.as_posix()))
+    return tasks

@@ -1,0 +1,134 @@
+"""Profiles: named sets of parameters in YAML, laid over the notebooks' defaults; `--set` is laid over both.
+
+A profile has up to two keys. `common` holds parameters for every notebook that has them; `notebooks` holds those of
+one notebook each, and wins:
+
+    common: {dataset: mnist, seeds: 5}
+    notebooks:
+      01_generalized_basis: {levels: 12}
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lthlib.errors import InputError, unknown
+from lthlib.workbook.notebooks import Notebook
+from lthlib.workbook.parameters import RESERVED, check_all
+from lthlib.workbook.values import read_yaml
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Parameters by name, for all notebooks that have them and for single ones."""
+
+    name: str
+    common: dict[str, Any] = field(default_factory=dict)
+    notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def load(text: str, folder: Path) -> Profile:
+    """The profile called `text` in `folder`, or in the file `text` if that ends in .yaml or .yml.
+
+    Raises InputError where there is none, or where it is more or less than described above.
+    """
+    path = Path(text)
+    if path.suffix not in (".yaml", ".yml"):
+        names = sorted(path.stem for path in folder.glob("*.yaml"))
+        if text not in names:
+            raise unknown("profile", text, [*names, "FILE.yaml"])
+        path = folder / f"{text}.yaml"
+    if not re.fullmatch(r"\w[\w.-]*", path.stem):
+        raise InputError(f"{path.stem!r} cannot name a folder of results (valid: letters, digits, '_', '-', '.')")
+    try:
+        value = read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the profile {text!r}: {error.strerror} (valid: a YAML file)") from error
+    except ValueError as error:
+        raise InputError(f"profile {path.name}: {error}") from error
+    top = _mapping(value, path.name)
+    for key in top:
+        if key not in ("common", "notebooks"):
+            raise InputError(f"profile {path.name}: {unknown('key', key, ['common', 'notebooks'])}")
+    notebooks = _mapping(top.get("notebooks"), f"{path.name}: notebooks")
+    return Profile(
+        path.stem,
+        _mapping(top.get("common"), f"{path.name}: common"),
+        {name: _mapping(values, f"{path.name}: {name}") for name, values in notebooks.items()},
+    )
+
+
+def resolve(
+    profile: Profile,
+    settings: Sequence[str],
+    selected: Sequence[Notebook],
+    known: Sequence[Notebook] = (),
+) -> dict[str, dict[str, Any]]:
+    """All parameters of each selected notebook, by its name: defaults, then the profile, then `settings`.
+
+    `settings` are texts `name=value`. `known` are the other notebooks that the profile may speak of; what it says of
+    them is checked too. Raises one InputError with a line for each mistake.
+    """
+    problems: list[str] = []
+    everyone = {notebook.name: notebook for notebook in (*known, *selected)}
+    resolved: dict[str, dict[str, Any]] = {}
+    for name in profile.common:
+        if not any(name in notebook.parameters for notebook in everyone.values()):
+            names = sorted({name for notebook in everyone.values() for name in notebook.parameters})
+            problems.append(f"profile {profile.name}: {unknown('parameter', name, names)}")
+    for name in profile.notebooks:
+        if name not in everyone:
+            problems.append(f"profile {profile.name}: {unknown('notebook', name, everyone)}")
+    for name in {
+        *profile.common,
+        *(name for values in profile.notebooks.values() for name in values),
+    } & RESERVED.keys():
+        problems.append(f"profile {profile.name}: {name} is filled by the runner (use {RESERVED[name]})")
+    for notebook in everyone.values():
+        common = {name: value for name, value in profile.common.items() if name in notebook.parameters}
+        values = {**common, **profile.notebooks.get(notebook.name, {})}
+        with _collecting(problems, f"profile {profile.name}, {notebook.name}: "):
+            resolved[notebook.name] = check_all(notebook.parameters, values)
+    _apply(settings, selected, resolved, problems)
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
+    return {notebook.name: resolved[notebook.name] for notebook in selected}
+
+
+def _apply(
+    settings: Sequence[str], selected: Sequence[Notebook], resolved: dict[str, dict[str, Any]], problems: list[str]
+) -> None:
+    """Lays `settings` over `resolved`, and adds a line to `problems` for each that fits no selected notebook."""
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip()
+        takers = [notebook for notebook in selected if name in notebook.parameters]
+        if not equals:
+            problems.append(f"--set {setting}: expected name=value")
+        elif name in RESERVED:
+            problems.append(f"--set {setting}: {name} is filled by the runner (use {RESERVED[name]})")
+        elif not takers:
+            names = sorted({name for notebook in selected for name in notebook.parameters} - RESERVED.keys())
+            problems.append(f"--set {setting}: {unknown('parameter', name, names)}")
+        for notebook in takers if equals and name not in RESERVED else ():
+            with _collecting(problems, f"{notebook.name}: "):
+                resolved.setdefault(notebook.name, {})[name] = notebook.parameters[name].read(text)
+
+
+@contextmanager
+def _collecting(problems: list[str], where: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        problems.extend(where + line for line in str(error).splitlines())
+
+
+def _mapping(value: object, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InputError(f"profile {where}: expected a mapping of names to values, got {ascii(value)[:60]}")
+    return value
