@@ -51,8 +51,11 @@ class Network:
 
     `leaves` are the coefficients (or, with `state_in="weights"`, the weights) that the optimizer moves, `affine` the
     other trained parameters, `buffers` what is not trained. Pruned entries start at zero (or at their held value) and
-    get no gradient, so that momentum and weight decay leave them there exactly.
+    get no gradient, so that momentum and weight decay leave them there exactly. `leading` counts the axes of
+    replicates before a tensor's own.
     """
+
+    leading = 0
 
     def __init__(
         self, tickets: Sequence[Ticket], module: nn.Module, device: torch.device, dtype: torch.dtype, state_in: str
@@ -120,10 +123,13 @@ class Network:
                 gradient.mul_(mask)
 
     @torch.no_grad()
-    def change(self, update: Callable[[str, Tensor], Tensor]) -> None:
-        """Replaces each coefficient tensor by `update(name, coefficients)`."""
-        for name, leaf in self.leaves.items():
-            leaf.copy_(self._from_coefficients(name, update(name, self._coefficients(name))))
+    def change(self, update: Callable[[str, Tensor], Tensor], names: Sequence[str] | None = None) -> None:
+        """Replaces the coefficients of `names` (None: all) by `update(name, coefficients)`; pruned ones stay held."""
+        for name in self.leaves if names is None else names:
+            value = update(name, self._coefficients(name))
+            if name in self.masks:
+                value = torch.where(self.masks[name], value, self.held[name])
+            self.leaves[name].copy_(self._from_coefficients(name, value))
 
     @torch.no_grad()
     def hold(self) -> None:
@@ -179,6 +185,8 @@ class LinearStack(Network):
     A basis acts on activations, $y=B_{out}^\\top(C(B_{in}x))$, which for batches is cheaper than synthesising
     weights, and costs nothing on the inputs: those are transformed once.
     """
+
+    leading = 1
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ batch axes before the tensor's own are treated one by one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -22,6 +23,7 @@ from lthlib.errors import InputError, unknown
 
 POWERS = (0.0, 1 / 2, 2 / 3, 1.0)
 LOW_RANK_FORMS = ("diagonal", "block", "row")
+PENALTIES = ("l1", "group", "sparse-group", "nuclear", "rank")
 Strength: TypeAlias = float | Tensor
 
 
@@ -145,6 +147,77 @@ def _check_strength(strength: Strength) -> None:
 def _check_rank(rank: int, shape: tuple[int, int]) -> None:
     if not 0 <= rank <= min(shape):
         raise InputError(f"a rank of a {shape[0]} x {shape[1]} matrix lies in 0..{min(shape)}, not at {rank}")
+
+
+# ------------------------------------------------------------------------------------------------ penalised training
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A penalty on coefficients, for `training.train`: its operator follows each optimiser step (forward-backward).
+
+    - `kind`: `l1`; `group` (rows: units, filters); `sparse-group` (`weight` on the l1 part, `group_weight` on the
+      rows); `nuclear` (singular values); `rank` (no penalty but a constraint: the largest `rank` singular values stay,
+      all of them where a tensor has fewer).
+    - `weight`: lambda of `loss + lambda h(c)`; a step of size eta applies the operator with strength eta lambda.
+    - `p`: 0, 1/2, 2/3 or 1, the power of |coefficient|, row norm or singular value in `l1`, `group` and `nuclear`.
+    - `tensors`: `all`, `all but output`, or names.
+
+    Exact for SGD. Under Adam, AdamW and RMSprop one threshold for all coefficients is a heuristic: in their metric it
+    would be eta lambda / (sqrt(v) + eps) a coefficient. Under a mask the kept coefficients move and the pruned ones
+    stay where they are, which for the two kinds on singular values is a projection after the operator, not the
+    operator of the sum.
+    """
+
+    kind: str
+    weight: float = 0.0
+    group_weight: float = 0.0
+    p: float = 1.0
+    rank: int = 0
+    tensors: str | tuple[str, ...] = "all but output"
+
+    def __post_init__(self) -> None:
+        if self.kind not in PENALTIES:
+            raise unknown("penalty", self.kind, PENALTIES)
+        for name in ("weight", "group_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"a penalty's {name} is finite and at least 0, not {getattr(self, name)}")
+        if self.kind == "rank" and self.rank < 1:
+            raise InputError(f"a rank to train at is at least 1, not {self.rank}")
+        if not any(math.isclose(self.p, power, abs_tol=1e-3) for power in POWERS):
+            raise unknown("penalty power p", self.p, ("0", "1/2", "2/3", "1"))
+        if self.kind in ("sparse-group", "rank") and self.p != 1:
+            raise InputError(f"penalty {self.kind!r} has no power p={self.p} (valid: 1)")
+        if isinstance(self.tensors, str) and self.tensors not in ("all", "all but output"):
+            raise unknown("choice of tensors", self.tensors, ("all", "all but output", "a tuple of names"))
+
+    def chosen(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of a network's prunable tensors that are penalised; `names` in its order, the output layer last."""
+        if self.tensors == "all":
+            return tuple(names)
+        if self.tensors == "all but output":
+            return tuple(names[:-1])
+        for name in self.tensors:
+            if name not in names:
+                raise unknown("penalised tensor", name, names)
+        return tuple(self.tensors)
+
+    def apply(self, coefficients: Tensor, learning_rate: float, leading: int = 0) -> Tensor:
+        """The coefficients of one tensor after a step of size `learning_rate`; `leading` axes of replicates first."""
+        strength = learning_rate * self.weight
+        if self.kind == "l1":
+            return lp_threshold(coefficients, strength, self.p)
+        if self.kind == "group":
+            return group_lp_threshold(coefficients, strength, self.p, leading)
+        if self.kind == "sparse-group":
+            return sparse_group_threshold(coefficients, strength, learning_rate * self.group_weight, leading)
+        # A diverged training is reported with its ticket and step; here LAPACK would only say that it did not converge.
+        if not coefficients.isfinite().all():
+            return coefficients
+        if self.kind == "nuclear":
+            return singular_lp_threshold(coefficients, strength, self.p, leading)
+        matrices = _matrices(coefficients, leading)
+        return rank_truncation(coefficients, min(self.rank, *matrices.shape[-2:]), leading)
 
 
 # ----------------------------------------------------------------------------------------------- structured tickets

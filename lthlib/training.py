@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lthlib.data import Dataset, augment, augmentation_draws
 from lthlib.errors import InputError, unknown
 from lthlib.network import Network, network, stack_key
+from lthlib.proximal import Penalty
 from lthlib.randomness import generator
 from lthlib.store import Store, write_json
 from lthlib.ticket import Ticket
@@ -160,16 +161,16 @@ def train(
     *,
     start_step: int = 0,
     snapshots: Sequence[int] = (),
-    penalty: Any = None,
+    penalty: Penalty | None = None,
     device: str | torch.device = "auto",
     store: Store | None = None,
     progress: str = "",
 ) -> list[Trained]:
     """Trains each ticket with the data order and augmentation of its seed, from `start_step` to the recipe's end.
 
-    The schedule and the data order go on from `start_step`; optimizer moments start at zero. `penalty` (see
-    `proximal.Penalty`) is applied to the coefficients after each step. With a `store`, trainings that it
-    holds are read and new ones kept: the key is all that fixes the result, the tickets' content included.
+    The schedule and the data order go on from `start_step`; optimizer moments start at zero. `penalty` acts
+    on the coefficients after each step. With a `store`, trainings that it holds are read and new ones kept: the key
+    is all that fixes the result, the tickets' content included.
     `progress` names a progress bar; empty shows none. Raises InputError for tickets of several architectures, and
     FloatingPointError, naming ticket and step, where a loss is no longer finite.
     """
@@ -208,7 +209,7 @@ def train(
 @cache
 def code_version() -> str:
     """A digest of the sources that fix what a training gives; a stored training of other sources is not reused."""
-    rooms = ("basis", "data", "models", "network", "proximal", "randomness", "ticket", "training")
+    rooms = ("axes", "basis", "data", "models", "network", "proximal", "randomness", "ticket", "training")
     digest = blake2b(digest_size=8)
     for room in rooms:
         digest.update(Path(__file__).with_name(f"{room}.py").read_bytes())
@@ -273,7 +274,7 @@ def _train_group(
     data: Dataset,
     start_step: int,
     snapshots: Sequence[int],
-    penalty: Any,
+    penalty: Penalty | None,
     device: torch.device,
     progress: str,
 ) -> list[Trained]:
@@ -283,6 +284,7 @@ def _train_group(
     validation = net.prepare(data.normalised("validation").to(dtype))
     total = recipe.steps(len(data.train.labels))
     optimizer = _optimizer(net, recipe, device)
+    penalised = () if penalty is None else penalty.chosen(tuple(net.leaves))
     marks = {round(total * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)} | {total}
     histories: list[list[dict[str, float]]] = [[] for _ in tickets]
     kept = {start_step: net.tickets()} if start_step in snapshots else {}
@@ -300,8 +302,7 @@ def _train_group(
         optimizer.step()
         net.hold()
         if penalty is not None:
-            rate = optimizer.param_groups[0]["lr"]
-            net.change(lambda name, c, rate=rate: penalty.apply(name, c, rate))  # type: ignore[misc]
+            _penalise(net, penalty, penalised, optimizer.param_groups[0]["lr"])
         losses.append(loss.detach())
         if step + 1 in marks:
             _refuse_divergence(torch.stack(losses), step + 1 - len(losses), tickets, seeds)
@@ -378,6 +379,10 @@ def _optimizer(net: Network, recipe: Recipe, device: torch.device) -> torch.opti
     # its stack would then change its result.
     options["fused" if device.type == "cuda" and recipe.optimizer != "rmsprop" else "foreach"] = True
     return OPTIMIZERS[recipe.optimizer](net.parameters(), **options)
+
+
+def _penalise(net: Network, penalty: Penalty, names: Sequence[str], learning_rate: float) -> None:
+    net.change(lambda _, coefficients: penalty.apply(coefficients, learning_rate, net.leading), names)
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:

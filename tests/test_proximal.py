@@ -14,6 +14,7 @@ from lthlib.errors import InputError
 from lthlib.proximal import (
     LOW_RANK_FORMS,
     POWERS,
+    Penalty,
     break_even_rank,
     factorised_numbers,
     group_lp_threshold,
@@ -309,3 +310,75 @@ def test_bad_input_says_what_is_valid():
         low_rank_mask((3, 4), 1, "rows")
     with pytest.raises(InputError, match=r"a matrix is needed after 0 batch axes, not a tensor of shape \(3,\)"):
         nuclear_threshold(torch.ones(3), 0.1)
+
+
+# ------------------------------------------------------------------------------------------------ penalised training
+
+APPLIED: dict[str, tuple[Penalty, Operator]] = {
+    "l1": (Penalty("l1", 0.6), lambda c: soft_threshold(c, 0.3)),
+    "l1/2": (Penalty("l1", 0.6, p=0.5), lambda c: lp_threshold(c, 0.3, 0.5)),
+    "group": (Penalty("group", 0.2), lambda c: group_soft_threshold(c, 0.1)),
+    "group l0": (Penalty("group", 0.2, p=0), lambda c: group_lp_threshold(c, 0.1, 0)),
+    "sparse-group": (Penalty("sparse-group", 0.2, 0.4), lambda c: sparse_group_threshold(c, 0.1, 0.2)),
+    "nuclear": (Penalty("nuclear", 0.8), lambda c: nuclear_threshold(c, 0.4)),
+    "rank": (Penalty("rank", rank=2), lambda c: rank_truncation(c, 2)),
+}
+
+
+@pytest.mark.parametrize("name", APPLIED)
+@pytest.mark.parametrize("shape", [(5, 4), (3, 2, 3, 3)])
+def test_a_penalty_is_its_operator_at_step_size_times_weight(name: str, shape: tuple[int, ...]) -> None:
+    penalty, operator = APPLIED[name]
+    stack = gaussian((3, *shape), "penalty")
+    torch.testing.assert_close(penalty.apply(stack[0], 0.5), operator(stack[0]), rtol=0, atol=1e-14)
+    # Replicates of a stack are treated each by itself, to the last bit.
+    together = penalty.apply(stack, 0.5, leading=1)
+    for one, alone in zip(together, stack, strict=True):
+        assert torch.equal(one, penalty.apply(alone.unsqueeze(0), 0.5, leading=1)[0])
+        torch.testing.assert_close(one, operator(alone), rtol=0, atol=1e-14)
+
+
+def test_a_rank_above_a_tensors_own_leaves_it_as_it_is() -> None:
+    weight = gaussian((3, 5), "full rank")
+    torch.testing.assert_close(Penalty("rank", rank=4).apply(weight, 0.1), weight, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("penalty", [Penalty("nuclear", 1.0), Penalty("rank", rank=1)])
+def test_penalties_on_singular_values_leave_divergence_to_be_reported(penalty: Penalty) -> None:
+    weight = gaussian((3, 5), "diverged")
+    weight[1, 2] = math.nan
+    assert penalty.apply(weight, 0.1).isnan().sum() == 1
+
+
+def test_a_penalty_chooses_its_tensors() -> None:
+    names = ("1.weight", "3.weight", "5.weight")
+    assert Penalty("l1", 1.0).chosen(names) == names[:2]
+    assert Penalty("l1", 1.0, tensors="all").chosen(names) == names
+    assert Penalty("l1", 1.0, tensors=("3.weight",)).chosen(names) == ("3.weight",)
+    with pytest.raises(InputError, match=r"unknown penalised tensor .7.weight.*valid: 1.weight"):
+        Penalty("l1", 1.0, tensors=("7.weight",)).chosen(names)
+
+
+def test_a_penalty_has_a_repr_that_tells_every_field_for_the_stores_key() -> None:
+    # Two penalties with one repr would share a stored training.
+    different = [penalty for penalty, _ in APPLIED.values()] + [Penalty("l1", 0.6, tensors="all")]
+    assert len({repr(penalty) for penalty in different}) == len(different)
+    assert eval(repr(different[1])) == different[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "lasso"}, "unknown penalty 'lasso'"),
+        ({"kind": "l1", "weight": -1.0}, "weight is finite and at least 0, not -1"),
+        ({"kind": "l1", "weight": math.nan}, "weight is finite and at least 0, not nan"),
+        ({"kind": "sparse-group", "group_weight": math.inf}, "group_weight is finite and at least 0, not inf"),
+        ({"kind": "rank"}, "a rank to train at is at least 1, not 0"),
+        ({"kind": "l1", "p": 0.7}, "unknown penalty power p 0.7"),
+        ({"kind": "sparse-group", "p": 0.5}, "'sparse-group' has no power p=0.5"),
+        ({"kind": "l1", "tensors": "hidden"}, "unknown choice of tensors 'hidden'"),
+    ],
+)
+def test_a_penalty_that_means_nothing_is_refused(fields: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Penalty(**fields)
