@@ -54,12 +54,11 @@ def run(
     What is finished there already, with the same parameters and code, is skipped. Relative paths in values are
     relative to the current folder.
     """
-    from lthlib.workbook.paths import project_path
     from lthlib.workbook.plan import plan
     from lthlib.workbook.report import run_folders, write_index
     from lthlib.workbook.runner import check_device, writable
 
-    tasks = plan(notebooks or [], profile, settings or [], project_path(out))
+    tasks = plan(notebooks or [], profile, settings or [], out)
     writable(tasks[0].folder.parent)
     for device in sorted({str(task.parameters.get("device", "auto")) for task in tasks}):
         check_device(device)

@@ -20,7 +20,7 @@ def main() -> None:
     # `-m` puts the current folder first on the path, where a stray `random.py` would shadow the standard library's.
     if sys.path and sys.path[0] in ("", str(Path.cwd())):
         del sys.path[0]
-    from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 (only now that the path is clean)
+    from ipykernel.kernelapp import IPKernelApp
 
     if REPORT in os.environ:
         atexit.register(write_report, Path(os.environ[REPORT]))

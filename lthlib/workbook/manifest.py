@@ -109,28 +109,19 @@ def finished(folder: Path, wanted: str) -> dict[str, Any] | None:
 
 
 def result_files(folder: Path) -> list[Path]:
-    """The files of a run: all but the manifest, hidden ones, and folders of the store, which seal themselves."""
-    found = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name == FILE:
-            continue
-        if path.is_dir() and not (path / "checksums.json").exists():
-            found += result_files(path)
-        elif path.is_file():
-            found.append(path)
-    return found
+    """The files of a run: not the manifest, hidden ones, nor subfolders, where the store keeps and seals its own."""
+    return [path for path in sorted(folder.glob("[!.]*")) if path.is_file() and path.name != FILE]
 
 
 def clear(folder: Path) -> None:
-    """Removes what an earlier run left in the folder, so that results of two runs never mix; the store's levels stay.
+    """Removes what an earlier run left in the folder, so that results of two runs never mix; the store's stay.
 
     The manifest goes first: from then on the folder counts as unfinished.
     """
     try:
         (folder / FILE).unlink(missing_ok=True)
-        for path in folder.glob("*") if folder.is_dir() else ():
-            if path.is_file():
-                path.unlink()
+        for path in result_files(folder):
+            path.unlink()
     except OSError as error:
         raise InputError(f"cannot write {str(folder)!r}: {error.strerror} (choose a writable folder)") from error
 

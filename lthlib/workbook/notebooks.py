@@ -33,9 +33,11 @@ class Notebook:
 
     @cached_property
     def digest(self) -> str:
-        """A digest of what the cells say; outputs, counts and other metadata do not count."""
+        """A digest of what the cells and the stated claims say; outputs, counts and other metadata do not count."""
         said = [(cell["cell_type"], source(cell), sorted(tags(cell))) for cell in self.cells]
-        return blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
+        claims = self.path.parent / "claims" / f"{self.name}.yaml"
+        stated = claims.read_bytes() if claims.is_file() else b""
+        return blake2b(json.dumps(said).encode() + stated, digest_size=16).hexdigest()
 
 
 def source(cell: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from lthlib.workbook.runner import Task
 
 
 def plan(
-    selection: Sequence[str], profile: str, settings: Sequence[str], out: Path, folder: Path | None = None
+    selection: Sequence[str], profile: str, settings: Sequence[str], out: str, folder: Path | None = None
 ) -> list[Task]:
     """The tasks for the selected notebooks (all of `folder` if none), with results under `out`/<profile>/.
 
@@ -33,8 +33,8 @@ def plan(
     values = profiles.resolve(chosen, settings, selected, known)
     tasks = []
     for notebook in selected:
-        out_dir = out / chosen.name / notebook.name
-        filled = {"profile": chosen.name, "out_dir": out_dir.as_posix()}
+        out_dir = Path(out, chosen.name, notebook.name).as_posix()
+        filled = {"profile": chosen.name, "out_dir": out_dir}
         fitting = {name: value for name, value in filled.items() if name in notebook.parameters}
-        tasks.append(Task(notebook.path, {**values[notebook.name], **fitting}, out_dir.as_posix()))
+        tasks.append(Task(notebook.path, {**values[notebook.name], **fitting}, out_dir))
     return tasks

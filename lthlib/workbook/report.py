@@ -146,7 +146,7 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 def _claims(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    from lthlib.evidence.results import read_claims  # noqa: PLC0415 (pandas)
+    from lthlib.evidence.results import read_claims
 
     if not (folder / "claims.json").exists():
         return [], ""

@@ -20,6 +20,7 @@ from lthlib.errors import InputError
 from lthlib.workbook import manifest
 from lthlib.workbook.notebooks import Notebook, read
 from lthlib.workbook.parameters import check_all
+from lthlib.workbook.paths import project_path
 
 # What every notebook promises to leave in its folder, beside its figures.
 PROMISED = ("metrics.parquet", "claims.json")
@@ -42,7 +43,7 @@ class Task:
     @property
     def folder(self) -> Path:
         """The folder for its results."""
-        return Path(self.out_dir)
+        return project_path(self.out_dir)
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Outcome:
 def run_notebook(notebook: Path | str, parameters: Mapping[str, Any], out_dir: str, *, force: bool = False) -> Outcome:
     """Executes one notebook into the folder `out_dir`, unless the same run is finished there; needs no engine.
 
-    `parameters` are checked against the notebook's own. The kernel starts in the current folder, so that a relative
-    `out_dir` or `data_dir` means the same here and in the notebook. Leaves NAME.ipynb, NAME.html, what the notebook
+    `parameters` are checked against the notebook's own. The kernel starts in the current folder, and the notebook
+    reads `out_dir` by `paths.project_path`, as is done here. Leaves NAME.ipynb, NAME.html, what the notebook
     promised (`PROMISED` and figures) and manifest.json; a failed notebook leaves the first two, with its error, and a
     manifest that says so. Two processes with one `out_dir` run one after the other. Raises InputError for parameters
     that do not fit and for a folder that cannot be written.
@@ -69,7 +70,7 @@ def run_notebook(notebook: Path | str, parameters: Mapping[str, Any], out_dir: s
     values = check_all(found.parameters, parameters)
     if "out_dir" in found.parameters:
         values["out_dir"] = out_dir
-    folder = Path(out_dir)
+    folder = project_path(out_dir)
     writable(folder.parent)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         wanted = manifest.run_key(found, values)
@@ -127,7 +128,7 @@ def check_device(device: str) -> None:
     """Raises InputError if `device` is a CUDA device that this machine has not."""
     if not device.startswith("cuda"):
         return
-    import torch  # noqa: PLC0415 (two seconds, only for those who name a device)
+    import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wanted = int(device[5:]) if device[5:].isdecimal() else 0
@@ -160,8 +161,9 @@ def _run_task(task: Task, force: bool) -> Outcome:
 
 
 def _run(notebook: Notebook, values: dict[str, Any], folder: Path, wanted: str) -> Outcome:
-    from lthlib.workbook.execution import execute  # noqa: PLC0415 (papermill takes seconds; skipping needs none)
-    from lthlib.workbook.export import write_html  # noqa: PLC0415 (so does nbconvert)
+    # Here and not above: papermill and nbconvert take seconds, which a skipped notebook need not wait for.
+    from lthlib.workbook.execution import execute
+    from lthlib.workbook.export import write_html
 
     writable(folder)
     started, start = datetime.now(UTC), perf_counter()
@@ -197,7 +199,7 @@ def _judge(folder: Path) -> tuple[str, dict[str, int]]:
     missing = [name for name in PROMISED if not (folder / name).is_file()]
     if missing:
         return f"it did not leave {' and '.join(missing)} in its out_dir", {}
-    from lthlib.evidence.results import read_claims  # noqa: PLC0415 (pandas)
+    from lthlib.evidence.results import read_claims
 
     try:
         return "", dict(Counter(claim["verdict"] for claim in read_claims(folder)))
