@@ -185,7 +185,8 @@ def _below_p(excess: float, sample: np.ndarray) -> float:
     if n < 2 or not math.isfinite(excess):
         return 1.0
     if constant(sample, abs(excess)):
-        return 0.5 ** (n + 1) if excess < 0 else 1.0
+        size = max(abs(excess), float(np.abs(sample).max()))
+        return 0.5 ** (n + 1) if excess < -1e-12 * size else 1.0
     return float(stdtr(n - 1, excess / standard_error(sample)))
 
 
@@ -196,7 +197,7 @@ def _rate_test(sample: np.ndarray, low: float, high: float) -> Outcome:
     interval = rate_interval(successes, n, "exact")
     if n < 2:
         return Outcome(interval, 1.0, 1.0)
-    from scipy.stats import binomtest  # noqa: PLC0415 (a second of start-up)
+    from scipy.stats import binomtest  # a second of start-up
 
     more, fewer = (
         _doubled(float(binomtest(successes, n, low if high == math.inf else high, alternative=side).pvalue))
@@ -368,7 +369,7 @@ def _doubled(p: float) -> float:
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Spearman's correlation of each row; 0 where a row is constant."""
-    from scipy.stats import rankdata  # noqa: PLC0415
+    from scipy.stats import rankdata
 
     a, b = (rankdata(side, axis=1) - (side.shape[1] + 1) / 2 for side in (x, y))
     scale = np.sqrt((a**2).sum(1) * (b**2).sum(1))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def matrix(
     """
     need(frame, row, column, value, replicate)
     rows, columns = (
-        sorted(names) if all(isinstance(one, int | float) for one in names) else names
+        sorted(names) if all(isinstance(one, Real) for one in names) else names
         for names in (ordered(frame[row]), ordered(frame[column]))
     )
     means = np.full((len(rows), len(columns)), math.nan)

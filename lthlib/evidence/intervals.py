@@ -52,7 +52,7 @@ def mean_interval(
     if method == "t":
         half = float(stdtrit(n - 1, 1 - LEVEL / 2)) * standard_error(sample)
         return Interval(estimate, estimate - half, estimate + half, n)
-    from scipy.stats import bootstrap  # noqa: PLC0415 (a second of start-up)
+    from scipy.stats import bootstrap  # a second of start-up
 
     found = bootstrap(
         (sample,),
@@ -81,7 +81,7 @@ def rate_interval(successes: int, trials: int, method: Literal["wilson", "exact"
         raise InputError(f"{successes} successes in {trials} trials: successes lie between 0 and the trials")
     if trials == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    from scipy.stats import binomtest  # noqa: PLC0415
+    from scipy.stats import binomtest
 
     found = binomtest(successes, trials).proportion_ci(1 - LEVEL, method=method)
     return Interval(successes / trials, float(found.low), float(found.high), trials)

@@ -213,7 +213,7 @@ def energy_compaction(
     `gaussian` adds what independent Gaussian coefficients give in any orthonormal basis: the top fraction q holds
     2 [z phi(z) + 1 - Phi(z)] with z = Phi^-1(1 - q / 2).
     """
-    from scipy.special import ndtr, ndtri  # noqa: PLC0415
+    from scipy.special import ndtr, ndtri
 
     need(frame, x, y, hue, replicate, panel)
     with style():

@@ -119,7 +119,7 @@ def save_figure(figure: "Figure", name: str, out_dir: Path | str) -> tuple[Path,
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"figure name {name!r} is no file name (letters, digits, '_', '-' and '.')")
-    import matplotlib as mpl  # noqa: PLC0415 (half a second of start-up)
+    import matplotlib as mpl  # half a second of start-up
 
     png, svg = Path(out_dir) / f"{name}.png", Path(out_dir) / f"{name}.svg"
     # Matplotlib would stamp its version and the date, and number an SVG's parts at random.

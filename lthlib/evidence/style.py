@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -148,7 +149,9 @@ def chart(
 
 def note(figure: Figure, text: str) -> None:
     """A caption in small print below the axes: what the marks are, and n."""
-    figure.supxlabel(text, fontsize=8.5, color="#444444", x=0.01, ha="left")
+    # About 15 characters an inch at this size: matplotlib does not break lines by itself.
+    wrapped = fill(text, max(20, int(15 * figure.get_figwidth())))
+    figure.supxlabel(wrapped, fontsize=8.5, color="#444444", x=0.01, ha="left")
 
 
 def need(frame: pd.DataFrame, *columns: str | None) -> None:
