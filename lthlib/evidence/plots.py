@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
+from lthlib.errors import InputError
 from lthlib.evidence.grids import bars, image_grid, layer_densities, matrix, verdict_table
 from lthlib.evidence.intervals import Interval, mean_interval, paired_difference
 from lthlib.evidence.style import (
@@ -120,6 +121,8 @@ def difference_curve(
                 on = [replicate, x, *([panel] if panel else [])]
                 pairs = paired_difference(frame, y, hue, (other, reference), on, replicate=replicate)
                 parts.append(pairs.table.assign(**{hue: other, y: pairs.table["difference"]}))
+        if not parts:
+            raise InputError(f"a difference needs two arms, and column {hue!r} holds only {reference!r}")
         frame = pd.concat(parts, ignore_index=True)
         what += f" to {reference}"
     with style():

@@ -131,10 +131,11 @@ def looks(names: Iterable[object]) -> dict[object, tuple[str, str, str]]:
             found[name] = known
     used = {colour for colour, _, _ in found.values()}
     free = [colour for colour in PALETTE if colour not in used] or list(PALETTE)
+    marks = [marker for marker in _MARKERS if marker not in {taken for _, taken, _ in found.values()}] or _MARKERS
     others = [name for name in listed if name not in found]
     for place, name in enumerate(others):
         line = ("-", "--", ":")[place // len(free) % 3]
-        found[name] = (free[place % len(free)], _MARKERS[place % len(_MARKERS)], line)
+        found[name] = (free[place % len(free)], marks[place % len(marks)], line)
     return {name: found[name] for name in listed}
 
 
