@@ -51,7 +51,7 @@ def test_a_default_is_converted_like_any_value() -> None:
         ("x: int = 1\nx: int = 2", "line 2: 'x' is given twice"),
         ("x: int = 1 + 1", "not a literal"),
         ("x: int = len([1])", "not a literal"),
-        ("x: int", "default of x: None is a null"),
+        ("x: int", "default of x: None is null"),
         ("x: tuple = (1,)", "x has the type `tuple`"),
         ("x: int = 'a'", "default of x: 'a' is a str"),
         ("x: int = True", "default of x: True is a bool"),
@@ -129,11 +129,11 @@ def test_set_reads_text_by_the_type_it_is_for(line: str, text: str, value: objec
         ("x: float = 1.0", ".nan", "is a str"),
         ("x: float = 1.0", "1e999", "a float that is not finite"),
         ("x: float = 1.0", "1" + "0" * 400, "int too large"),
-        ("x: bool = True", "1", "is a int"),
+        ("x: bool = True", "1", "is an int"),
         ("x: bool = True", "yes", "is a str"),
         ("x: list[str] = []", "dct", "'dct' is a str (valid: list[str]"),
-        ("x: list[str] = []", "[1]", "is a int"),
-        ("x: list[int] = []", "[1, null]", "is a null"),
+        ("x: list[str] = []", "[1]", "is an int"),
+        ("x: list[int] = []", "[1, null]", "is null"),
         ("x: list = []", "!!set {a}", "is a set"),
         ("x: list = []", "[!!binary aa==]", "is a bytes"),
         ("x: list = []", "&a [*a]", "aliases are not supported"),
@@ -141,7 +141,7 @@ def test_set_reads_text_by_the_type_it_is_for(line: str, text: str, value: objec
         ("x: list = []", "[1", "not valid YAML in line 1"),
         ("x: list = []", "!!python/object/apply:os.system [ls]", "not valid YAML"),
         ("x: dict = {}", "{a: 1, a: 2}", "'a' is given twice"),
-        ("x: dict = {}", "{1: 2}", "is a int"),
+        ("x: dict = {}", "{1: 2}", "is an int"),
         ("x: int = 1  # [x >= 1]", "0", "x: 0 is out of range (valid: x >= 1)"),
         ("x: float = 1.0  # [0 < x <= 1]", "0", "out of range"),
         ("x: float = 1.0  # [0 < x <= 1]", "1.1", "out of range"),
@@ -213,7 +213,7 @@ def test_check_all_names_every_mistake_and_fills_defaults() -> None:
     first, second, third = str(caught.value).splitlines()
     assert "unknown parameter 'sedes', did you mean 'seeds'?" in first
     assert "density: 'x' is a str" in second
-    assert "final: 0 is a int" in third
+    assert "final: 0 is an int" in third
 
 
 def profile_file(folder: Path, text: str) -> str:

@@ -208,7 +208,7 @@ def _convert(value: object, kind: Kind | None) -> Any:
         value = float(value)
     name = type(value).__name__
     if name not in (*SCALARS, "list", "dict") or (kind is not None and kind.name != name):
-        raise TypeError(f"a {'null' if value is None else name}")
+        raise TypeError("null" if value is None else f"{'an' if name == 'int' else 'a'} {name}")
     items = kind.items if kind else None
     if isinstance(value, list):
         return [_convert(item, items) for item in value]
