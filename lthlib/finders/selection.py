@@ -15,6 +15,8 @@ from lthlib.errors import InputError, unknown
 
 Count = int | Mapping[str, int]
 DRAWS = ("topk", "gumbel", "multinomial", "poisson")
+# Elementwise work on pieces that fit a cache spares the time and memory of more full-length vectors.
+PIECE = 2**20
 
 
 # --- exact top-k ---
@@ -249,7 +251,7 @@ def draws_for(p: Tensor, count: float) -> int:
 
     p is a float64 vector that sums to 1. Raises InputError where no s up to 2^53 reaches `count`.
     """
-    from scipy.optimize import brentq  # noqa: PLC0415
+    from scipy.optimize import brentq
 
     log_miss = torch.log1p(-p)
     buffer = torch.empty_like(p)
@@ -329,8 +331,10 @@ def _log_p(values: Tensor, temperature: float, names: tuple[str, ...]) -> Tensor
         raise InputError(f"scores of {', '.join(names)} are negative or infinite (map them to >= 0, such as by abs)")
     if temperature == 0:
         return torch.where(values > -math.inf, 0.0, -math.inf).double()
-    log_p = values.clamp(min=0).double().log_()
-    return log_p if temperature == 1 else log_p.mul_(temperature)
+    log_p = torch.empty_like(values, dtype=torch.float64)
+    for source, piece in zip(values.split(PIECE), log_p.split(PIECE), strict=True):
+        piece.copy_(source).clamp_(min=0).log_().mul_(temperature)
+    return log_p
 
 
 def _signed(values: Tensor) -> bool:
@@ -352,7 +356,7 @@ def _draw(
 ) -> tuple[Tensor, Tensor | None]:
     factor = None
     if draw == "gumbel":
-        keys = _gumbel_keys(log_p, generator)
+        keys = _gumbel_keys_(log_p.clone() if reweight else log_p, generator)
         if sizes:
             keys = _raise_best(keys, sizes, count)
         chosen = _select(keys, count)
@@ -381,17 +385,18 @@ def _draw(
     if sizes:
         for part, mask in zip(log_p.split(sizes), chosen.split(sizes), strict=True):
             if not mask.any() and part.numel() and part.max() > -math.inf:
-                mask[_gumbel_keys(part, generator).argmax()] = True
+                mask[_gumbel_keys_(part.clone(), generator).argmax()] = True
     return chosen, factor
 
 
-def _gumbel_keys(log_p: Tensor, generator: torch.Generator) -> Tensor:
-    """log p plus standard Gumbel noise, as log p - log(exponential); -inf where p is 0."""
+def _gumbel_keys_(log_p: Tensor, generator: torch.Generator) -> Tensor:
+    """Adds standard Gumbel noise in place, as -log(exponential); -inf stays where p is 0."""
     # numpy's exponential is exact in the tails that decide among millions, and three times as fast as torch's.
-    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-    noise = torch.from_numpy(np.random.default_rng(seed).standard_exponential(log_p.numel()))
-    noise = noise.clamp_(min=torch.finfo(torch.float64).tiny).log_().to(log_p.device)
-    return torch.sub(log_p, noise, out=noise)
+    noise = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device)))
+    for piece in log_p.split(PIECE):
+        exponential = torch.from_numpy(noise.standard_exponential(piece.numel()))
+        piece.sub_(exponential.clamp_(min=torch.finfo(torch.float64).tiny).log_().to(piece.device))
+    return log_p
 
 
 # --- how many: densities and counts ---
