@@ -26,13 +26,17 @@ _TEMPLATE = """
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block html_head_css -%}
 <style>
-/* Browsers draw MathML's bold letters only where a style asks for it. */
+/* Browsers heed these attributes of MathML only where a style asks for it, and stretch braces only in a math font. */
+math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", math; }
 math [mathvariant^="bold"] { font-weight: bold; }
+mtd[columnalign="left"] { text-align: left; }
+mtd[columnalign="right"] { text-align: right; text-align: -webkit-right; }
 math[display="block"] { margin: 0.8em 0; overflow-x: auto; }
 main { max-width: 62em; margin: 0 auto; }
+.jp-InputArea-editor pre { white-space: pre-wrap; }
 </style>
 {%- endblock -%}
-{%- block body_header -%}{{ super() }}<p><a href="../index.html">All notebooks of this run</a></p>{%- endblock -%}
+{%- block body_header -%}{{ super() }}<p class="jp-RenderedHTMLCommon"><a href="../index.html">All notebooks of this run</a></p>{%- endblock -%}
 {%- block data_latex scoped -%}<div class="jp-RenderedLatex jp-OutputArea-output">
 {{- output.data['text/latex'] | latex2html -}}</div>{%- endblock -%}
 """

@@ -26,7 +26,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 .unfinished, .inconclusive { color: #7a5b00; }
 .figures { display: flex; flex-wrap: wrap; gap: 1em; }
 figure { margin: 0; width: 22em; }
-figure img { width: 100%; border: 1px solid #eee; }
+figure img { max-width: 100%; border: 1px solid #eee; }
 figcaption, .small { font-size: 0.85em; color: #555; }
 </style>
 </head>
