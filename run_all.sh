@@ -89,11 +89,11 @@ test)
   "$python" -m ruff check .
   "$python" -m ruff format --check .
   "$python" -m mypy
-  for notebook in notebooks/*.ipynb; do
-    [ -e "$notebook" ] || continue
+  if compgen -G "notebooks/*.ipynb" >/dev/null; then
     "$python" -m nbstripout --verify --keep-id --drop-tagged-cells injected-parameters \
-      --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets cell.metadata.execution" "$notebook"
-  done
+      --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets cell.metadata.execution" \
+      notebooks/*.ipynb
+  fi
   exec "$python" -m pytest "$@"
   ;;
 lab)

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +273,16 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write '.*file'"):
         run("ok", tmp_path / "file")
+
+
+def test_two_runs_of_one_folder_take_turns(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with runner._alone(copy / "ok"):
+            second = pool.submit(again, copy)
+            while "another run of it is under way" not in capsys.readouterr().err:
+                assert not second.done()
+                time.sleep(0.01)
+        assert second.result() == "skipped"
 
 
 def test_workers_share_the_cores_and_one_failure_stops_nobody(tmp_path: Path) -> None:

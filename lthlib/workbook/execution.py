@@ -41,6 +41,7 @@ def execute(source: Path, parameters: Mapping[str, Any], target: Path) -> Execut
 
     A kernel that dies before the first cell is tried once more.
     """
+    target.unlink(missing_ok=True)
     first = _attempt(source, parameters, target)
     return first if first is not None else _attempt(source, parameters, target, last=True) or Execution("not started")
 
@@ -72,7 +73,7 @@ def _attempt(source: Path, parameters: Mapping[str, Any], target: Path, last: bo
         except Exception as error:
             if isinstance(error, DeadKernelError) and _started(target):
                 reason = f"the kernel died{_how(Kernel.returncode)}"
-            elif _started(target):
+            elif _started(target) or not target.exists():
                 raise
             elif not last:
                 return None

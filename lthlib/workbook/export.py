@@ -36,7 +36,8 @@ main { max-width: 62em; margin: 0 auto; }
 .jp-InputArea-editor pre { white-space: pre-wrap; }
 </style>
 {%- endblock -%}
-{%- block body_header -%}{{ super() }}<p class="jp-RenderedHTMLCommon"><a href="../index.html">All notebooks of this run</a></p>{%- endblock -%}
+{%- block body_header -%}{{ super() }}
+<p class="jp-RenderedHTMLCommon"><a href="../index.html">All notebooks of this run</a></p>{%- endblock -%}
 {%- block data_latex scoped -%}<div class="jp-RenderedLatex jp-OutputArea-output">
 {{- output.data['text/latex'] | latex2html -}}</div>{%- endblock -%}
 """

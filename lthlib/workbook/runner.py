@@ -6,6 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing import get_context, parent_process
@@ -14,7 +15,7 @@ from threading import Thread
 from time import perf_counter
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lthlib.errors import InputError
 from lthlib.workbook import manifest
@@ -72,7 +73,7 @@ def run_notebook(notebook: Path | str, parameters: Mapping[str, Any], out_dir: s
         values["out_dir"] = out_dir
     folder = project_path(out_dir)
     writable(folder.parent)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with _alone(folder):
         wanted = manifest.run_key(found, values)
         facts = None if force else manifest.finished(folder, wanted)
         if facts is not None:
@@ -109,6 +110,21 @@ def share_cores(workers: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for name in THREADS:
         os.environ.setdefault(name, str(max(1, cores // workers)))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which the operating system frees if its holder dies."""
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder.name}: another run of it is under way; waiting for that to end", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _begin_worker(workers: int) -> None:
