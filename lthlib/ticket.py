@@ -123,7 +123,8 @@ class Ticket:
         from safetensors.torch import save_file
 
         description, tensors = self._described()
-        header = {"ticket": json.dumps(description | {"digest": _digest(tensors, description)}, sort_keys=True)}
+        # In the order of the layers, which breaks ties and orders random draws: a loaded ticket must have the same.
+        header = {"ticket": json.dumps(description | {"digest": _digest(tensors, description)})}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
     def digest(self) -> str:
@@ -168,9 +169,12 @@ class Ticket:
             if description.pop("digest") != _digest(tensors, description):
                 raise InputError(f"ticket file {str(path)!r} is damaged: its content differs from its digest")
             return _assemble(description, tensors)
+        except InputError:
+            raise
         except FileNotFoundError as error:
             raise InputError(f"no ticket file {str(path)!r}") from error
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        # The last three: a header that is JSON, but not of a ticket.
+        except (SafetensorError, OSError, KeyError, ValueError, AttributeError, TypeError, RuntimeError) as error:
             raise InputError(f"ticket file {str(path)!r} is truncated or damaged ({error})") from error
 
 
