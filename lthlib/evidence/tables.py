@@ -1,0 +1,192 @@
+"""From trained tickets to tidy rows: one row per ticket, with all that the figures and claims of a notebook read."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lthlib.axes import Axis
+from lthlib.basis import Kronecker, energy_curve, energy_share
+from lthlib.data import Dataset
+from lthlib.evidence.intervals import mean_interval
+from lthlib.finders.magnitude import Level
+from lthlib.finders.selection import jaccard
+from lthlib.finders.structured import multiply_accumulates_of, stored_numbers_of
+from lthlib.models import multiply_accumulates
+from lthlib.ticket import State, Ticket
+from lthlib.training import Trained, evaluate
+
+
+def measure(
+    tickets: Sequence[Ticket], trained: Sequence[Trained], dataset: Dataset, device: str = "auto", **columns: Any
+) -> pd.DataFrame:
+    """One row per replicate: densities, costs, early stopping, validation accuracy and test accuracy (percent).
+
+    `macs` counts dense products, `sparse_macs` ideal sparse ones (`ideal_multiply_accumulates`). This reads the test
+    split, once per trained ticket. `columns` (basis, arm, round, ...) are added to each row.
+    """
+    tests = evaluate([run.ticket for run in trained], dataset, "test", device=device)
+    rows = []
+    for ticket, run, test in zip(tickets, trained, tests, strict=True):
+        best = max((row["validation_accuracy"] for row in run.history), default=float("nan"))
+        rows.append(
+            {
+                "model": ticket.architecture.name,
+                "dataset": dataset.label,
+                "seed": run.seed,
+                "density": ticket.density,
+                "n_free": ticket.free_numbers,
+                "n_stored": sum(stored_numbers_of(ticket).values()),
+                "macs": sum(multiply_accumulates_of(ticket).values()),
+                "sparse_macs": ideal_multiply_accumulates(ticket),
+                "accuracy": test.accuracy,
+                "loss": test.loss,
+                "validation_accuracy": run.history[-1]["validation_accuracy"] if run.history else float("nan"),
+                "best_validation_accuracy": best,
+                "early_stop_step": run.early_stopping_step,
+            }
+            | columns
+        )
+    return pd.DataFrame(rows)
+
+
+def measure_levels(levels: Sequence[Level], dataset: Dataset, device: str = "auto", **columns: Any) -> pd.DataFrame:
+    """`measure` over all levels of one pruning chain, with the level as `round`."""
+    parts = [measure(level.tickets, level.trained, dataset, device, round=level.number, **columns) for level in levels]
+    return pd.concat(parts, ignore_index=True)
+
+
+def ideal_multiply_accumulates(ticket: Ticket) -> int:
+    r"""Multiply-accumulates per example if sparse products cost one a kept coefficient: $y=B_{out}^\top(C(B_{in}x))$.
+
+    The basis matrices act on activations and are counted in full (an image transform separably, axis by axis). No
+    tensor is counted above its dense products; convolutions in a basis of their channels or kernels are synthesised,
+    hence dense.
+    """
+    dense = multiply_accumulates(ticket.architecture)
+    total = 0
+    for name, mask in ticket.masks.items():
+        basis, sparse = ticket.bases[name], int(mask.sum()) * (dense[name] // mask.numel())
+        if basis.is_identity:
+            total += sparse
+        elif mask.dim() == 2 and isinstance(basis, Kronecker):
+            total += min(dense[name], sparse + sum(_transform(axis) for axis in basis.axes if axis is not None))
+        else:
+            total += dense[name]
+    return total
+
+
+def _transform(axis: Axis) -> int:
+    length = abs(math.prod(axis.sizes))
+    return length * sum(size for size in axis.sizes if size > 0)
+
+
+def difference_at_equal_cost(
+    table: pd.DataFrame, cost: str, arms: tuple[str, str], at_most: float, hue: str = "basis"
+) -> list[float]:
+    """Accuracy of `arms[0]` minus that of `arms[1]` at the cost of the first, one mean a replicate (seed).
+
+    The second's accuracy is interpolated linearly in the logarithm of `cost` between its own rounds; rounds of the
+    first outside that range, or of density above `at_most`, are left out.
+    """
+    differences = []
+    for _, rows in table.groupby("seed"):
+        first, second = (rows[rows[hue] == arm].sort_values(cost) for arm in arms)
+        low, high = second[cost].min(), second[cost].max()
+        inside = first[(first["density"] <= at_most) & first[cost].between(low, high)]
+        there = np.interp(np.log(inside[cost].astype(float)), np.log(second[cost].astype(float)), second["accuracy"])
+        differences.append(float((inside["accuracy"] - there).mean()) if len(inside) else math.nan)
+    return differences
+
+
+def smallest_matching_density(table: pd.DataFrame, margin: float, hue: str = "basis") -> pd.Series:
+    """For each basis the smallest density at which, and above which, `delta` (ticket minus dense) is non-inferior.
+
+    Non-inferior: the lower 95 % t limit of the mean delta is above -margin. NaN where no round is.
+    """
+    found = {}
+    for name, rows in table.groupby(hue, sort=False):
+        found[name] = math.nan
+        for _, level in sorted(rows.groupby("round"), key=lambda part: -part[1]["density"].mean()):
+            if not mean_interval(level["delta"]).low > -margin:
+                break
+            found[name] = level["density"].mean()
+    return pd.Series(found, name="smallest matching density")
+
+
+def layer_rows(tickets: Sequence[Ticket], seeds: Sequence[int], **columns: Any) -> pd.DataFrame:
+    """One row per replicate and prunable tensor: its density."""
+    return pd.DataFrame(
+        {"seed": seed, "layer": layer, "density": density} | columns
+        for ticket, seed in zip(tickets, seeds, strict=True)
+        for layer, density in ticket.layer_densities().items()
+    )
+
+
+def energy_rows(coefficients: Mapping[int, State], points: int = 60, **columns: Any) -> pd.DataFrame:
+    """Sorted cumulative energy of each replicate's coefficients (by seed), at `points` log-spaced fractions."""
+    rows: list[dict[str, Any]] = []
+    for seed, state in coefficients.items():
+        fractions, energy = energy_curve(state)
+        total = len(fractions)
+        chosen = sorted({min(total, max(1, round(total ** (k / (points - 1))))) for k in range(points)})
+        rows += [
+            {"seed": seed, "fraction": float(fractions[k - 1]), "energy": float(energy[k - 1])} | columns
+            for k in chosen
+        ]
+    return pd.DataFrame(rows)
+
+
+def stability_rows(tickets: Sequence[Ticket], seeds: Sequence[int], **columns: Any) -> pd.DataFrame:
+    r"""Jaccard overlap of the masks of each pair of replicates, per layer, beside the chance level $\rho/(2-\rho)$."""
+    rows = []
+    for first in range(len(tickets)):
+        for second in range(first + 1, len(tickets)):
+            for layer, mask in tickets[first].masks.items():
+                other = tickets[second].masks[layer]
+                density = float((mask.float().mean() + other.float().mean()) / 2)
+                rows.append(
+                    {
+                        "pair": f"{seeds[first]}-{seeds[second]}",
+                        "seed": seeds[first],
+                        "layer": layer,
+                        "jaccard": jaccard({layer: mask}, {layer: other}),
+                        "chance": density / (2 - density),
+                    }
+                    | columns
+                )
+    return pd.DataFrame(rows)
+
+
+def energy_shares_of_delta(dense: Sequence[Trained], fraction: float) -> list[float]:
+    r"""Share of the energy of the training delta $B(\theta_T-\theta_k)$ in its top `fraction`, one number a replicate.
+
+    `dense` are dense trainings seen in a basis, with a snapshot at the start.
+    """
+    shares = []
+    for run in dense:
+        start = run.snapshots[min(run.snapshots)].coefficients
+        shares.append(energy_share({name: c - start[name] for name, c in run.ticket.coefficients.items()}, fraction))
+    return shares
+
+
+def share_of_zeros(ticket: Ticket) -> float:
+    """Share of all prunable coefficients that are exactly zero."""
+    zeros = sum(int((c == 0).sum()) for c in ticket.coefficients.values())
+    return zeros / ticket.prunable
+
+
+def input_share(tickets: Sequence[Ticket]) -> np.ndarray:
+    """Share of the first layer's coefficients that masks keep, by input coordinate: a picture (rows, columns).
+
+    A linear first layer over the image gives the first channel's (H, W), in the basis's order (pixels, frequencies); a
+    convolution its first input channel's kernel; any other layer one row.
+    """
+    share = torch.stack([next(iter(ticket.masks.values())).float() for ticket in tickets]).mean((0, 1))
+    shape = tickets[0].architecture.input_shape
+    if share.dim() == 1 and share.numel() == math.prod(shape):
+        share = share.view(shape)
+    return np.atleast_2d(share[0].numpy() if share.dim() == 3 else share.numpy())
