@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
@@ -90,15 +90,15 @@ class Store:
     def compute(
         self,
         parameters: Sequence[Mapping[str, Any]],
-        work: Callable[[list[int]], Sequence[Value]],
+        work: Callable[[list[int]], Iterable[Value]],
         save: Callable[[Value, Path], None],
         load: Callable[[Path], Value],
     ) -> list[Value]:
         """One result for each set of parameters: read where it is stored whole, the others computed and kept.
 
-        `work(indices)` computes the missing ones together; `save` and `load` write and read one folder. Two processes
-        asking for one key do its work once: the second waits for the first. A damaged entry is set aside with a
-        warning and computed anew.
+        `work(indices)` computes the missing ones together, in that order; where it yields them one by one, each is
+        kept at once. `save` and `load` write and read one folder. Two processes asking for one key do its work once:
+        the second waits for the first. A damaged entry is set aside with a warning and computed anew.
         """
         names = [key(fields) for fields in parameters]
         with ExitStack() as locks:
@@ -122,7 +122,7 @@ class Store:
         try:
             verify(entry)
             return load(entry)
-        except (InputError, OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             aside = set_aside(entry)
             warnings.warn(f"{entry} is damaged ({error}); set aside as {aside.name}, computed anew", stacklevel=3)
             return None
@@ -130,14 +130,18 @@ class Store:
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """Holds the lock of one key; the operating system frees it when its holder dies."""
+        lock = FileLock(self.folder / f".{name}.lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
         except OSError as error:
             raise InputError(
-                f"cannot write {str(self.folder)!r}: {error.strerror} (choose a writable folder)"
+                f"cannot write {str(self.folder)!r}: {error.strerror or error} (choose a writable folder)"
             ) from error
-        with FileLock(self.folder / f".{name}.lock"):
+        try:
             yield
+        finally:
+            lock.release()
 
 
 def seal(folder: Path) -> None:
