@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import operator
 import os
 import platform
 import statistics
@@ -23,30 +24,30 @@ class Timing:
 class Row:
     """One measured figure.
 
-    `limit` is the best that this machine could do and `goal` what the project asks for, both in the row's own unit;
-    either may be None. `lower` says that less is better, as it is for seconds.
+    `limit` is what the same run measured beside it (the best that this machine could do, or the plain way), in the
+    row's own unit. `goal` is a readable bound, such as ">= 0.7" or "<= 15": on the ratio value / limit where there is
+    a limit, on the value otherwise. A figure without a goal misses none.
     """
 
     name: str
     value: float
     unit: str
     limit: float | None = None
-    goal: float | None = None
-    lower: bool = False
+    goal: str | None = None
 
     @property
     def ratio(self) -> float | None:
-        """The share of the limit that is reached: 1 at the limit, whichever way is better."""
-        if self.limit is None:
-            return None
-        return self.limit / self.value if self.lower else self.value / self.limit
+        """value / limit; None without a limit."""
+        return None if self.limit is None else self.value / self.limit
 
     @property
-    def met(self) -> bool | None:
-        """Whether the goal is met; None where there is none."""
+    def met(self) -> bool:
+        """Whether the goal holds."""
         if self.goal is None:
-            return None
-        return self.value <= self.goal if self.lower else self.value >= self.goal
+            return True
+        sign, bound = self.goal.split()
+        measured = self.value if self.ratio is None else self.ratio
+        return {">=": operator.ge, "<=": operator.le}[sign](measured, float(bound))
 
     def record(self) -> dict[str, object]:
         """The row as it stands in the JSON file."""
@@ -93,7 +94,7 @@ def machine() -> str:
 
 
 def report(rows: Iterable[Row], json_file: Path | None = None) -> None:
-    """Prints the rows as a table and, if a file is named, writes `{"machine", "rows"}` to it."""
+    """Prints the machine and the rows as a table and, if a file is named, writes the list of rows to it."""
     rows = list(rows)
     columns = ["name", "value", "unit", "limit", "ratio", "goal", "met"]
     table = [columns, *([_cell(row.record()[column]) for column in columns] for row in rows)]
@@ -103,8 +104,7 @@ def report(rows: Iterable[Row], json_file: Path | None = None) -> None:
         cells = (c.ljust(w) if i in {0, 2} else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
         print("  ".join(cells).rstrip())
     if json_file is not None:
-        content = {"machine": machine(), "rows": [row.record() for row in rows]}
-        json_file.write_text(json.dumps(content, indent=1) + "\n")
+        json_file.write_text(json.dumps([row.record() for row in rows], indent=1) + "\n")
 
 
 def _cell(value: object) -> str:

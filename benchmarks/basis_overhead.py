@@ -1,0 +1,80 @@
+"""What training in a basis costs over training canonically: seconds of the same steps, in turn, as ratios.
+
+LeNet-300-100 on MNIST-shaped data with a basis on the images only and on both axes of every layer; ResNet-20 on
+CIFAR-shaped data with a basis on every axis of every kernel. Batch 128, float32.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from reporting import Row, parser, report
+from train_lenet import mnist_shaped
+
+from lthlib.data import Dataset, Split
+from lthlib.finders.magnitude import bases_for, initial_tickets
+from lthlib.models import architecture
+from lthlib.ticket import Ticket
+from lthlib.training import Recipe, train
+
+
+def cifar_shaped(examples: int) -> Dataset:
+    """Random bytes in CIFAR's shape."""
+    source = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (examples, 3, 32, 32), generator=source, dtype=torch.uint8)
+    part = Split(images, torch.randint(10, (examples,), generator=source))
+    one = Split(images[:16], part.labels[:16])
+    mean, std = (127.5,) * 3, (73.9,) * 3
+    return Dataset("cifar-shaped", part, one, one, classes=10, mean=mean, std=std, augmentation="none")
+
+
+def step_seconds(tickets: list[Ticket], dataset: Dataset) -> Callable[[], float]:
+    """Seconds a step of one epoch at batch 128, anew at each call; the set-up around the steps included."""
+    recipe = Recipe(batch_size=128, epochs=1, evaluations=1)
+
+    def measure() -> float:
+        start = time.perf_counter()
+        train(tickets, recipe, dataset, list(range(len(tickets))), device="cpu")
+        return (time.perf_counter() - start) / recipe.steps(len(dataset.train.labels))
+
+    measure()
+    return measure
+
+
+def overhead(model: str, replicates: int, dataset: Dataset, goals: dict[str, str], repeats: int) -> list[Row]:
+    """One row a basis rule: median seconds a step beside the canonical ones, measured in turn."""
+    initial = initial_tickets(architecture(model, dataset.input_shape, 10), list(range(replicates)))
+    turned = {rule: [ticket.in_bases(bases_for(ticket, rule)) for ticket in initial] for rule in goals}
+    measures = {rule: step_seconds(tickets, dataset) for rule, tickets in ({"canonical": initial} | turned).items()}
+    # In turn, so that a drift of the machine's speed touches all alike.
+    taken: dict[str, list[float]] = {rule: [] for rule in measures}
+    for _ in range(repeats):
+        for rule, measure in measures.items():
+            taken[rule].append(measure())
+    limit = statistics.median(taken["canonical"])
+    return [
+        Row(f"{model}, {replicates} stacked, {rule}: a step", statistics.median(taken[rule]), "s", limit, goal)
+        for rule, goal in goals.items()
+    ]
+
+
+def main() -> None:
+    """Prints one row a basis."""
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--lenet-examples", type=int, default=12_800)
+    arguments.add_argument("--resnet-examples", type=int, default=512)
+    chosen = arguments.parse_args()
+    inputs, both = "<= 1.1", "<= 1.8"
+    lenet = {"dct@input": inputs, "haar@input": inputs, "random@input": inputs} | dict.fromkeys(
+        ("dct", "haar", "hadamard", "random"), both
+    )
+    resnet = dict.fromkeys(("dct@kernel", "dct", "hadamard", "random"), "<= 1.15")
+    rows = overhead("lenet-300-100", 4, mnist_shaped(chosen.lenet_examples), lenet, chosen.repeats)
+    rows += overhead("resnet-20", 1, cifar_shaped(chosen.resnet_examples), resnet, chosen.repeats)
+    report(rows, chosen.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""LeNet-300-100 on MNIST-shaped data, replicates stacked: how close training comes to this machine's matrix products.
+
+The limit is the rate of one large matrix product in float32, measured in the same run. Training counts 6 floating
+point operations per weight and example (4 in the first layer, whose inputs need no gradient); gathering batches,
+masks, the optimizer and the loss cost time but count nothing.
+"""
+
+import statistics
+import time
+
+import torch
+from reporting import Row, parser, report, timing
+
+from lthlib.data import Dataset, Split
+from lthlib.finders.magnitude import initial_tickets, randomly_masked
+from lthlib.models import architecture
+from lthlib.training import Recipe, train
+
+
+def mnist_shaped(examples: int, validation: int = 100) -> Dataset:
+    """Random bytes in MNIST's shape: speed does not depend on what the images show."""
+    source = torch.Generator().manual_seed(0)
+
+    def split(count: int) -> Split:
+        images = torch.randint(256, (count, 1, 28, 28), generator=source, dtype=torch.uint8)
+        return Split(images, torch.randint(10, (count,), generator=source))
+
+    parts = split(examples), split(validation), split(validation)
+    return Dataset("mnist-shaped", *parts, classes=10, mean=(127.5,), std=(73.9,), augmentation="none")
+
+
+def gemm_rate(size: int = 2048, repeats: int = 7) -> float:
+    """GFLOP/s of a square float32 matrix product, the median of `repeats`."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    a @ b
+    return 2 * size**3 / timing(lambda: a @ b, repeats).wall / 1e9
+
+
+def seconds_an_epoch(dataset: Dataset, replicates: int, batch: int, density: float, epochs: int) -> float:
+    """Median seconds of one epoch of one replicate, all replicates trained as one stack."""
+    seeds = list(range(replicates))
+    tickets = initial_tickets(architecture("lenet-300-100", dataset.input_shape, 10), seeds)
+    if density < 1:
+        tickets = [randomly_masked(ticket, seed) for ticket, seed in zip(tickets, seeds, strict=True)]
+    recipe = Recipe(batch_size=batch, epochs=1, evaluations=1)
+    times = []
+    for _ in range(epochs + 1):
+        start = time.perf_counter()
+        train(tickets, recipe, dataset, seeds, device="cpu")
+        times.append((time.perf_counter() - start) / replicates)
+    return statistics.median(times[1:])
+
+
+def main() -> None:
+    """Prints seconds, GFLOP/s and the share of the matrix-product rate, dense and masked."""
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--replicates", type=int, default=4)
+    arguments.add_argument("--batch", type=int, default=128)
+    arguments.add_argument("--examples", type=int, default=30_000)
+    arguments.add_argument("--epochs", type=int, default=5)
+    chosen = arguments.parse_args()
+    dataset = mnist_shaped(chosen.examples)
+    first, others = 784 * 300, 300 * 100 + 100 * 10
+    work = chosen.examples * (4 * first + 6 * others) / 1e9
+    rows = []
+    for name, density in (("dense", 1.0), ("density 0.1", 0.1)):
+        before = gemm_rate()
+        seconds = seconds_an_epoch(dataset, chosen.replicates, chosen.batch, density, chosen.epochs)
+        limit = statistics.mean((before, gemm_rate()))
+        scaled = 60_000 / chosen.examples * seconds
+        rows.append(Row(f"{name}: an epoch of 60,000 images, a replicate", scaled, "s"))
+        rows.append(Row(f"{name}: training rate against matrix products", work / seconds, "GFLOP/s", limit, ">= 0.7"))
+    report(rows, chosen.json)
+
+
+if __name__ == "__main__":
+    main()
