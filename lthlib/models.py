@@ -255,6 +255,12 @@ def _own(architecture: Architecture) -> nn.Module:
     if not isinstance(output, Tensor) or tuple(output.shape) != (1, classes):
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"model {name!r} gives {found} for one image, not logits of shape (1, {classes})")
+    named = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    if shared := sorted(set(named) - {name for name, _ in module.named_parameters()}):
+        raise InputError(
+            f"model {name!r} uses {shared[0]!r} in more than one place, which a ticket cannot describe "
+            "(give each layer parameters of its own)"
+        )
     last = output_layer(module)
     if not called:
         raise InputError(

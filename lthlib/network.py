@@ -19,11 +19,15 @@ def stack_key(ticket: Ticket) -> object | None:
     """What tickets must share to be trained as one stack; None for a ticket that must be trained alone.
 
     Stacks are for plain sequences of linear layers in fixed bases. Adaptive bases differ from replicate to replicate.
+    All tickets of a stack prune the same layers: where one does, all go through its projection onto a mask, which for
+    a dense layer would be no more than rounding, but rounding that its neighbours decide.
     """
     if not _is_linear_sequence(_structure(ticket)) or any(basis.stored_numbers for basis in ticket.bases.values()):
         return None
     bases = {name: basis.to_json() for name, basis in ticket.bases.items()}
-    return json.dumps([ticket.architecture.name, ticket.architecture.input_shape, ticket.off, bases], sort_keys=True)
+    pruned = [name for name, mask in ticket.masks.items() if not bool(mask.all())]
+    architecture = [ticket.architecture.name, ticket.architecture.input_shape, ticket.architecture.classes]
+    return json.dumps([architecture, ticket.off, bases, pruned], sort_keys=True)
 
 
 def _structure(ticket: Ticket) -> nn.Module:
@@ -32,9 +36,11 @@ def _structure(ticket: Ticket) -> nn.Module:
 
 
 def _is_linear_sequence(module: nn.Module) -> bool:
-    return type(module) is nn.Sequential and all(
-        isinstance(layer, (nn.Flatten, nn.Linear, *ACTIVATIONS)) for layer in module
-    )
+    if type(module) is not nn.Sequential or len(module) == 0:
+        return False
+    first, *layers = module
+    whole = isinstance(first, nn.Flatten) and (first.start_dim, first.end_dim) == (1, -1)
+    return whole and all(type(layer) is nn.Linear or isinstance(layer, ACTIVATIONS) for layer in layers)
 
 
 def network(
@@ -190,9 +196,9 @@ class LinearStack(Network):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
-        self.layers = [
-            (name, layer) for name, layer in self.module.named_children() if not isinstance(layer, nn.Flatten)
-        ]
+        # Not named_children(), which lists an activation that is used twice only once.
+        layers = self.module._modules.items()
+        self.layers = [(name, layer) for name, layer in layers if layer is not None and type(layer) is not nn.Flatten]
         self.matrices = {name: self._matrices(name) for name in self.leaves}
         self.first = next(f"{name}.weight" for name, layer in self.layers if isinstance(layer, nn.Linear))
 
