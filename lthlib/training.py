@@ -6,9 +6,10 @@ channels_last. Every replicate has its own data order and augmentation, fixed by
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -23,6 +24,7 @@ from lthlib.errors import InputError, unknown
 from lthlib.network import Network, network, stack_key
 from lthlib.proximal import Penalty
 from lthlib.randomness import generator
+from lthlib.stacked_sgd import StackedSGD, covers
 from lthlib.store import Store, write_json
 from lthlib.ticket import Ticket
 
@@ -77,8 +79,16 @@ class Recipe:
             if value not in valid:
                 raise unknown(kind, value, valid)
         for name in ("learning_rate", "batch_size", "epochs", "evaluations"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, found {getattr(self, name)!r}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be above 0 and finite, found {getattr(self, name)!r}")
+        for name in ("momentum", "weight_decay", "decay", "warmup_epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be at least 0 and finite, found {getattr(self, name)!r}")
+        for name in ("batch_size", "evaluations"):
+            if int(getattr(self, name)) != getattr(self, name):
+                raise InputError(f"{name} must be a whole number, found {getattr(self, name)!r}")
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov needs a momentum above 0, found 0")
 
     def steps_per_epoch(self, examples: int) -> int:
         """Optimizer steps in one pass over `examples` training images."""
@@ -106,11 +116,11 @@ def parse_step(text: str | int, steps_per_epoch: int) -> int:
     value = str(text).strip()
     unit = {"it": 1, "ep": steps_per_epoch}.get(value[-2:])
     try:
-        if unit is None and float(value) == 0:
-            return 0
-        if unit is not None and (number := float(value[:-2])) >= 0 and (number * unit) == round(number * unit):
-            return round(number * unit)
-    except ValueError:
+        # Exact, unlike floats: 1.1 epochs of 10 steps are 11 steps.
+        number = Fraction(value[:-2] if unit else value) * (unit or 1)
+        if number == 0 or (unit and number > 0 and number.denominator == 1):
+            return int(number)
+    except (ValueError, ZeroDivisionError):
         pass
     raise InputError(f"unknown training step {text!r} (valid: 0, a number of steps such as '1000it', of epochs '2ep')")
 
@@ -146,10 +156,13 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         picked = torch.device(device)
-    except RuntimeError as error:
-        raise unknown("device", device, ("auto", "cpu", "cuda", "cuda:0")) from error
-    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {str(device)!r} is not there: {torch.cuda.device_count()} CUDA devices (valid: cpu)")
+    except (RuntimeError, TypeError) as error:
+        raise unknown("device", str(device), ("auto", "cpu", "cuda", "cuda:0")) from error
+    if picked.type not in ("cpu", "cuda"):
+        raise unknown("device", str(device), ("auto", "cpu", "cuda", "cuda:0"))
+    if picked.type == "cuda" and (picked.index or 0) >= (count := torch.cuda.device_count()):
+        there = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(count))])
+        raise InputError(f"device {str(device)!r} is not there: {count} CUDA devices (valid: {there})")
     return picked
 
 
@@ -171,27 +184,38 @@ def train(
     The schedule and the data order go on from `start_step`; optimizer moments start at zero. `penalty` acts
     on the coefficients after each step. With a `store`, trainings that it holds are read and new ones kept: the key
     is all that fixes the result, the tickets' content included.
-    `progress` names a progress bar; empty shows none. Raises InputError for tickets of several architectures, and
-    FloatingPointError, naming ticket and step, where a loss is no longer finite.
+    `progress` names a progress bar; empty shows none. Raises InputError for tickets of several architectures, of
+    another input shape than the data's, or steps outside the training, and FloatingPointError, naming ticket and step,
+    where a loss is no longer finite.
     """
     if len(tickets) != len(seeds):
         raise InputError(f"{len(tickets)} tickets need as many seeds, found {len(seeds)}")
     if len({ticket.architecture for ticket in tickets}) > 1:
         raise InputError("tickets trained together must share one architecture")
+    _refuse_misfits(tickets, dataset)
+    total = recipe.steps(len(dataset.train.labels))
+    if not 0 <= start_step <= total:
+        raise InputError(f"start_step {start_step} is outside the training (valid: 0 to {total})")
+    for step in snapshots:
+        if not start_step <= step <= total:
+            raise InputError(f"snapshot at step {step} is outside the training (valid: {start_step} to {total})")
     where = pick_device(device)
     data = dataset.to(where)
 
-    def work(indices: list[int]) -> list[Trained]:
+    def work(indices: list[int]) -> Iterator[Trained]:
+        """In the order of `indices`, each as soon as it is there, so that a store keeps what a killed run finished."""
         results: dict[int, Trained] = {}
+        pending = list(indices)
         for group in _groups([tickets[i] for i in indices]):
             chosen = [indices[i] for i in group]
             part = [tickets[i] for i in chosen], [seeds[i] for i in chosen]
             trained = _train_group(*part, recipe, data, start_step, tuple(snapshots), penalty, where, progress)
             results |= zip(chosen, trained, strict=True)
-        return [results[i] for i in indices]
+            while pending and pending[0] in results:
+                yield results.pop(pending.pop(0))
 
     if store is None:
-        return work(list(range(len(tickets))))
+        return list(work(list(range(len(tickets)))))
     common = {
         "recipe": asdict(recipe),
         "data": _fingerprint(dataset),
@@ -209,7 +233,18 @@ def train(
 @cache
 def code_version() -> str:
     """A digest of the sources that fix what a training gives; a stored training of other sources is not reused."""
-    rooms = ("axes", "basis", "data", "models", "network", "proximal", "randomness", "ticket", "training")
+    rooms = (
+        "axes",
+        "basis",
+        "data",
+        "models",
+        "network",
+        "proximal",
+        "randomness",
+        "stacked_sgd",
+        "ticket",
+        "training",
+    )
     digest = blake2b(digest_size=8)
     for room in rooms:
         digest.update(Path(__file__).with_name(f"{room}.py").read_bytes())
@@ -247,6 +282,9 @@ def evaluate(
     device: str | torch.device = "auto",
 ) -> list[Evaluation]:
     """Loss and accuracy of each ticket on a split: train, validation or test (the last to be read once, at the end)."""
+    if precision not in DTYPES:
+        raise unknown("precision", precision, DTYPES)
+    _refuse_misfits(tickets, dataset)
     where = pick_device(device)
     data = dataset.to(where)
     results: list[Evaluation | None] = [None] * len(tickets)
@@ -257,6 +295,16 @@ def evaluate(
         for i, evaluation in zip(group, _evaluate(net, images, labels, precision), strict=True):
             results[i] = evaluation
     return [evaluation for evaluation in results if evaluation is not None]
+
+
+def _refuse_misfits(tickets: Sequence[Ticket], dataset: Dataset) -> None:
+    for ticket in tickets:
+        found = ticket.architecture
+        if tuple(found.input_shape) != dataset.input_shape or found.classes < dataset.classes:
+            raise InputError(
+                f"model {found.name!r} for inputs {found.input_shape} and {found.classes} classes does not fit "
+                f"data set {dataset.label!r} (valid: inputs {dataset.input_shape} and {dataset.classes} classes)"
+            )
 
 
 def _groups(tickets: Sequence[Ticket]) -> list[list[int]]:
@@ -283,7 +331,7 @@ def _train_group(
     batches = _Batches(net, data, recipe, seeds, dtype)
     validation = net.prepare(data.normalised("validation").to(dtype))
     total = recipe.steps(len(data.train.labels))
-    optimizer = _optimizer(net, recipe, device)
+    move = _stepper(net, recipe, device)
     penalised = () if penalty is None else penalty.chosen(tuple(net.leaves))
     marks = {round(total * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)} | {total}
     histories: list[list[dict[str, float]]] = [[] for _ in tickets]
@@ -291,27 +339,20 @@ def _train_group(
     losses: list[Tensor] = []
     for step in _steps(start_step, total, progress):
         inputs, labels = batches.at(step)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate_at(step, len(data.train.labels))
-        with _autocast(recipe.precision, device):
-            logits = net.forward(inputs, training=True)
-            loss = _losses(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward()
-        net.mask_gradients()
-        optimizer.step()
-        net.hold()
+        rate = recipe.learning_rate_at(step, len(data.train.labels))
+        # Summed in double and rounded once: the order of summation, which depends on the stack, leaves no trace.
+        each = move(inputs, labels, rate)
+        losses.append(each.double().mean(1).to(each.dtype))
         if penalty is not None:
-            _penalise(net, penalty, penalised, optimizer.param_groups[0]["lr"])
-        losses.append(loss.detach())
+            _penalise(net, penalty, penalised, rate)
         if step + 1 in marks:
             _refuse_divergence(torch.stack(losses), step + 1 - len(losses), tickets, seeds)
             means = torch.stack(losses).double().mean(0).float().tolist()
             losses.clear()
-            for history, train_loss, found in zip(
-                histories, means, _evaluate(net, validation, data.validation.labels, recipe.precision, prepared=True),
-                strict=True,
-            ):  # fmt: skip
+            evaluations = _evaluate(net, validation, data.validation.labels, recipe.precision, prepared=True)
+            # The last step's update shows in no training loss.
+            _refuse_divergence(torch.tensor([[found.loss for found in evaluations]]), step, tickets, seeds)
+            for history, train_loss, found in zip(histories, means, evaluations, strict=True):
                 history.append(
                     {
                         "step": step + 1,
@@ -371,6 +412,27 @@ class _Batches:
         return inputs.unflatten(0, chosen.shape), labels
 
 
+def _stepper(net: Network, recipe: Recipe, device: torch.device) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """What moves the network by one step (inputs, labels, learning rate) and returns the losses (replicates, batch)."""
+    if recipe.precision != "bf16" and covers(net, recipe.optimizer, recipe.nesterov):
+        return StackedSGD(net, recipe.momentum, recipe.weight_decay)
+    optimizer = _optimizer(net, recipe, device)
+
+    def move(inputs: Tensor, labels: Tensor, rate: float) -> Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with _autocast(recipe.precision, device):
+            losses = _losses(net.forward(inputs, training=True), labels)
+        optimizer.zero_grad(set_to_none=True)
+        losses.mean(1).sum().backward()
+        net.mask_gradients()
+        optimizer.step()
+        net.hold()
+        return losses.detach()
+
+    return move
+
+
 def _optimizer(net: Network, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
@@ -386,11 +448,10 @@ def _penalise(net: Network, penalty: Penalty, names: Sequence[str], learning_rat
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each replicate: (replicates,) from logits (replicates, batch, classes)."""
+    """Cross-entropy of each example: (replicates, batch) from logits (replicates, batch, classes)."""
     flat = logits.flatten(0, 1)
-    losses = F.cross_entropy(flat.float() if flat.dtype == torch.bfloat16 else flat, labels.flatten(), reduction="none")
-    # Summed in double and rounded once, so that the order of summation, which depends on the stack, leaves no trace.
-    return losses.view(labels.shape).double().mean(1).to(losses.dtype)
+    flat = flat.float() if flat.dtype == torch.bfloat16 else flat
+    return F.cross_entropy(flat, labels.flatten(), reduction="none").view(labels.shape)
 
 
 @torch.no_grad()
@@ -406,7 +467,7 @@ def _evaluate(
             # A real copy for each replicate: with stride 0 the products would round otherwise for one than for several.
             logits = net.forward(part.expand(net.count, *part.shape).contiguous(), training=False)
         every = truth.expand(net.count, -1)
-        losses += _losses(logits, every).double() * len(truth)
+        losses += _losses(logits, every).double().sum(1)
         correct += (logits.argmax(-1) == every).sum(1)
     return [
         Evaluation(loss=loss, accuracy=100 * right)
