@@ -221,26 +221,34 @@ class LinearStack(Network):
         into = self.matrices[self.first][0]
         return inputs if into is None else inputs @ into.to(inputs.dtype)
 
+    @property
+    def on_activations(self) -> bool:
+        """Whether the leaves are coefficients and every basis acts on activations, so that no weight is synthesised."""
+        return not self.in_weights and all(isinstance(basis, Kronecker) for basis in self.bases.values())
+
     def forward(self, inputs: Tensor, training: bool) -> Tensor:
         x = inputs
         for prefix, layer in self.layers:
-            if not isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.Linear):
+                name = f"{prefix}.weight"
+                x = self.product(self.into_basis(x, name), name, self.affine.get(f"{prefix}.bias"))
+            else:
                 x = layer(x)
-                continue
-            name = f"{prefix}.weight"
-            x = self._linear(x, name, self.affine.get(f"{prefix}.bias"))
         return x
 
-    def _linear(self, x: Tensor, name: str, bias: Tensor | None) -> Tensor:
-        leaf, basis = self.leaves[name], self.bases[name]
-        into, out = self.matrices[name]
-        if not self.in_weights and not isinstance(basis, Kronecker):
-            leaf = basis.synthesise(leaf)
-        if into is not None and name != self.first:
-            x = x @ into
+    def into_basis(self, x: Tensor, name: str) -> Tensor:
+        """$B_{in}x$ for a layer's inputs; those of the first layer are transformed already."""
+        into = self.matrices[name][0]
+        return x if into is None or name == self.first else x @ into
+
+    def product(self, turned: Tensor, name: str, bias: Tensor | None) -> Tensor:
+        """$B_{out}^\\top C x$ plus bias, for inputs that `into_basis` gave."""
+        leaf, out = self.leaves[name], self.matrices[name][1]
+        if not self.in_weights and not isinstance(self.bases[name], Kronecker):
+            leaf = self.bases[name].synthesise(leaf)
         if out is None and bias is not None:
-            return torch.baddbmm(bias.unsqueeze(1), x, leaf.mT)
-        y = torch.bmm(x, leaf.mT)
+            return torch.baddbmm(bias.unsqueeze(1), turned, leaf.mT)
+        y = torch.bmm(turned, leaf.mT)
         if out is not None:
             y = y @ out
         return y if bias is None else y + bias.unsqueeze(1)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from lthlib.errors import InputError
 from lthlib.evidence.grids import bars, image_grid, layer_densities, matrix, verdict_table
@@ -302,6 +302,11 @@ def _finish_x(axes: Axes, values: pd.Series, x: str, log: bool, label: str) -> N
     if log:
         axes.set_xscale("log")
     if x != "density":
+        if log and values.min() >= 1:
+            # Counts: plain numbers at 1, 2 and 5 of each decade; matplotlib's own minor labels overlap.
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axes.xaxis.set_minor_locator(NullLocator())
         return
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
     if log:
