@@ -197,7 +197,9 @@ def iterative_magnitude_pruning(
     trained, tickets = list(dense), rewound
     yield Level(0, tickets, trained)
     final_rate = recipe.learning_rate_at(recipe.steps(len(dataset.train.labels)) - 1, len(dataset.train.labels))
-    tuned = replace(recipe, schedule="constant", learning_rate=final_rate) if pruning.retrain == "finetune" else recipe
+    tuned = recipe
+    if pruning.retrain == "finetune":
+        tuned = replace(recipe, schedule="constant", learning_rate=final_rate, warmup_epochs=0.0)
     for number in range(1, pruning.levels + 1):
         one_shot = pruning.retrain == "one_shot"
         tickets = prune(
@@ -209,14 +211,22 @@ def iterative_magnitude_pruning(
         )
         if pruning.retrain in ("lr_rewind", "finetune"):
             tickets = [
-                replace(ticket, coefficients=run.ticket.coefficients, rest=run.ticket.rest)
-                for ticket, run in zip(tickets, trained, strict=True)
+                _continued(ticket, run, start) for ticket, run, start in zip(tickets, trained, rewound, strict=True)
             ]
         trained = train(
             tickets, tuned, dataset, seeds, start_step=pruning.rewind_step, device=device, store=store,
             progress=progress and f"{progress}, level {number}/{pruning.levels}",
         )  # fmt: skip
         yield Level(number, tickets, trained)
+
+
+def _continued(ticket: Ticket, run: Trained, rewound: Ticket) -> Ticket:
+    """The ticket with trained values where it keeps any; pruned ones are held where they were rewound to."""
+    coefficients = {
+        name: torch.where(ticket.masks[name], c, rewound.coefficients[name])
+        for name, c in run.ticket.coefficients.items()
+    }
+    return replace(ticket, coefficients=coefficients, rest=run.ticket.rest)
 
 
 # Controls: each takes a ticket and its seed and gives the arm that tells what in the ticket mattered.
