@@ -170,29 +170,34 @@ def test_shared_sets_give_what_own_sets_give(engine, n, per_set):
     np.testing.assert_allclose(shared.error, alone.error, rtol=0, atol=1e-12)
 
 
-def test_results_do_not_depend_on_threads():
-    import numba
+def test_results_do_not_depend_on_threads(monkeypatch):
+    from numba.core import config
 
     a, z, row = draw(1, 1500, 15), draw(2, 1500), draw(3, 5, 15)
     vectors, goals = draw(4, 40, 10, 2), draw(5, 40, 2)
-    before = numba.get_num_threads()
     masks = []
-    try:
-        for threads in {1, before}:
-            numba.set_num_threads(threads)
-            masks.append(
-                [
-                    solve(a, z).mask,
-                    solve(row, z.reshape(5, 300)).mask,
-                    solve(a, z, "sparsest", eps=0.01).mask,
-                    solve(a, z, "fixed", k=7).mask,
-                    solve_vectors(vectors, goals).mask,
-                ]
-            )
-    finally:
-        numba.set_num_threads(before)
-    for single, several in zip(masks[0], masks[-1], strict=True):
+    for threads in (1, 3):
+        monkeypatch.setattr(config, "NUMBA_NUM_THREADS", threads)
+        masks.append(
+            [
+                solve(a, z).mask,
+                solve(row, z.reshape(5, 300)).mask,
+                solve(a, z, "sparsest", eps=0.01).mask,
+                solve(a, z, "fixed", k=7).mask,
+                solve_vectors(vectors, goals).mask,
+            ]
+        )
+    for single, several in zip(*masks, strict=True):
         np.testing.assert_array_equal(single, several)
+
+
+def test_batches_do_not_touch_their_neighbours():
+    a, z = draw(1, 1100, 13), draw(2, 1100)
+    together = solve(a, z)
+    for i in (0, 7, 8, 511, 512, 1023, 1024, 1099):
+        assert solve(a[i], z[i]).mask == together.mask[i]
+    a.setflags(write=False)
+    np.testing.assert_array_equal(solve(a[::-1], z[::-1]).mask, together.mask[::-1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -269,7 +269,7 @@ def _closer(b: Any, p: tuple[Any, ...], q: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(b.select(smaller, y, x) for x, y in zip(p, q, strict=True))
 
 
-@njit(cache=True, nogil=True)
+@njit(types.float64[::1](types.int64), cache=True, nogil=True)
 def scratch(vectors: int) -> Array:
     """An uninitialised array of so many vectors."""
     # a vector that straddles two cache lines costs double

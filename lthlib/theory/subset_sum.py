@@ -95,7 +95,7 @@ def solve(
         raise InputError(f"targets of shape {z.shape} do not go with candidates of shape {a.shape} (valid: {sets} or "
                          f"{(*sets, 'T')})")  # fmt: skip
     repeat = z.shape[-1] if z.ndim == a.ndim else 1
-    problem = _Problem(np.ascontiguousarray(a.reshape(-1, n)), np.ascontiguousarray(z.reshape(-1)), repeat)
+    problem = _Problem(_plain(a.reshape(-1, n)), _plain(z.reshape(-1)), repeat)
     run = _engine(engine, device)
     if not z.size:
         masks = np.zeros(0, np.uint32)
@@ -130,7 +130,7 @@ def solve_vectors(
     n, d = a.shape[-2:]
     if not 1 <= n <= LARGEST_N_VECTORS:
         raise InputError(f"{n} candidate vectors take up to 2^{n} steps a target (valid: 1 to {LARGEST_N_VECTORS})")
-    a, z = np.ascontiguousarray(a.reshape(-1, n, d)), np.ascontiguousarray(z.reshape(-1, d))
+    a, z = _plain(a.reshape(-1, n, d)), _plain(z.reshape(-1, d))
     masks, found = _engine(engine, device).best_vectors(a, z)
     axes = [_account(a[:, :, axis], z[:, axis], 1, masks) for axis in range(d)]
     errors = np.max([error for error, _ in axes], axis=0) if len(z) else np.zeros(0)
@@ -283,6 +283,11 @@ def _agree(found: Array, errors: Array, magnitude: Array) -> None:
     if wrong.any():
         i = int(np.flatnonzero(wrong)[0])
         raise RuntimeError(f"instance {i}: the search claimed error {found[i]}, its mask has {errors[i]}")
+
+
+def _plain(array: Array) -> Array:
+    # compiled code takes one kind of array: another layout, or one that is read-only, would be compiled for anew
+    return np.require(array, requirements=["C", "W"])
 
 
 def _finite(values: npt.ArrayLike, what: str) -> Array:

@@ -1,21 +1,27 @@
 """Subset-sum kernels for the CPU beside the vector ones: small sizes, one candidate set for many targets, d dimensions.
 
-Instances are independent and run in chunks of fixed length, each with its own scratch arrays, so that results do not
-depend on the number of threads. Compiled code is cached on disk.
+Instances are independent. They run in parts of fixed length, each with its own scratch arrays, on as many threads as
+NUMBA_NUM_THREADS says (all cores, if it says nothing), and no result depends on that number. The compiled code releases
+Python's lock, so Python's threads can carry it: they hand the next part to whichever core is free, survive a fork, and
+compile in half the time of numba's parallel loops. It is cached on disk.
 """
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
+from numba.core import config
 
 from lthlib.theory.subset_sum_lanes import best_masks
 
 Array = np.ndarray[Any, Any]
 
-CHUNK = 256  # instances that share one set of scratch arrays
+PART = 512  # instances that share scratch arrays
 TABLE_FROM = 16  # targets a candidate set from which one sorted table pays
-LARGEST_TABLE = 20  # candidates in a table: 2^20 sums and masks, with scratch 24 MiB a thread
+TABLE_PART = 1 << 14  # targets that share a table
+LARGEST_TABLE = 20  # candidates in a table: 2^20 sums and masks, with scratch 36 MiB a thread
 
 
 def best(candidates: Array, targets: Array, repeat: int) -> tuple[Array, Array]:
@@ -25,9 +31,13 @@ def best(candidates: Array, targets: Array, repeat: int) -> tuple[Array, Array]:
     """
     masks, errors = np.zeros(len(targets), np.uint32), np.empty(len(targets))
     if repeat < TABLE_FROM:
-        best_masks(candidates, targets, repeat, masks, errors)
+        work, parts = best_masks, _parts(0, len(targets), PART)
     else:
-        _table_masks(candidates, targets, repeat, masks, errors)
+        work = _table_masks
+        parts = [
+            part for row in range(len(candidates)) for part in _parts(row * repeat, (row + 1) * repeat, TABLE_PART)
+        ]
+    _in_threads(lambda part: work(candidates, targets, repeat, *part, masks, errors), parts)
     return masks, errors
 
 
@@ -39,15 +49,29 @@ def smallest(
     An error above eps says that no such subset exists; its mask is then the best of the last size.
     """
     masks, errors = np.zeros(len(targets), np.uint32), np.empty(len(targets))
-    _smallest_masks(candidates, targets, repeat, eps, sizes.start, sizes.stop, first, masks, errors)
+
+    def work(part: tuple[int, int]) -> None:
+        _smallest_masks(candidates, targets, repeat, *part, eps, sizes.start, sizes.stop, first, masks, errors)
+
+    _in_threads(work, _parts(0, len(targets), PART))
     return masks, errors
 
 
 def best_vectors(candidates: Array, targets: Array) -> tuple[Array, Array]:
     """Best subset in the largest norm for targets (B, d) from candidates (B, n, d), both float64."""
     masks, errors = np.zeros(len(targets), np.uint32), np.empty(len(targets))
-    _vector_masks(candidates, targets, masks, errors)
+    parts = _parts(0, len(targets), 8)
+    _in_threads(lambda part: _vector_masks(candidates, targets, *part, masks, errors), parts)
     return masks, errors
+
+
+def _parts(start: int, stop: int, length: int) -> list[tuple[int, int]]:
+    return [(first, min(first + length, stop)) for first in range(start, stop, length)]
+
+
+def _in_threads(work: Callable[[tuple[int, int]], None], parts: Iterable[tuple[int, int]]) -> None:
+    with ThreadPoolExecutor(config.NUMBA_NUM_THREADS) as threads:  # type: ignore[attr-defined]
+        list(threads.map(work, parts))
 
 
 @njit(cache=True, nogil=True)
@@ -103,28 +127,28 @@ def _best_of_size(a: Array, target: float, size: int, eps: float, first: bool, i
     return best_mask, best_error
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _smallest_masks(
     candidates: Array,
     targets: Array,
     repeat: int,
+    start: int,
+    stop: int,
     eps: float,
     lowest: int,
-    stop: int,
+    end: int,
     first: bool,
     masks: Array,
     errors: Array,
 ) -> None:
-    total = len(targets)
-    for c in prange((total + CHUNK - 1) // CHUNK):
-        index, left = np.empty(stop, np.int64), np.empty(stop)
-        for i in range(c * CHUNK, min(total, (c + 1) * CHUNK)):
-            for size in range(lowest, stop):
-                mask, error = _best_of_size(candidates[i // repeat], targets[i], size, eps, first, index, left)
-                masks[i] = mask
-                errors[i] = error
-                if error <= eps:
-                    break
+    index, left = np.empty(end, np.int64), np.empty(end)
+    for i in range(start, stop):
+        for size in range(lowest, end):
+            mask, error = _best_of_size(candidates[i // repeat], targets[i], size, eps, first, index, left)
+            masks[i] = mask
+            errors[i] = error
+            if error <= eps:
+                break
 
 
 @njit(cache=True, nogil=True)
@@ -190,50 +214,48 @@ def _lower_bound(sums: Array, size: int, scale: float, directory: Array, x: floa
     return low
 
 
-@njit(cache=True, parallel=True)
-def _table_masks(candidates: Array, targets: Array, repeat: int, masks: Array, errors: Array) -> None:
-    n = candidates.shape[1]
+@njit(cache=True, nogil=True)
+def _table_masks(
+    candidates: Array, targets: Array, repeat: int, start: int, stop: int, masks: Array, errors: Array
+) -> None:
+    a = candidates[start // repeat]
+    n = len(a)
     # a sum of the table costs about half of what one of a target's 2^(n - table) searches costs
     table = min(n, LARGEST_TABLE)
-    while table > 1 and 1 << table > repeat * (2 << (n - table)):
+    while table > 1 and 1 << table > (stop - start) * (2 << (n - table)):
         table -= 1
     size, offsets = 1 << table, 1 << (n - table)
-    block = min(repeat, 1 << 14)
-    blocks = (repeat + block - 1) // block
-    for c in prange(len(candidates) * blocks):
-        row, start = c // blocks, c % blocks * block
-        a = candidates[row]
-        sums, bits = _sorted_sums(a[:table])
-        directory = np.empty(2 * size + 1, np.int32)
-        span = sums[size - 1] - sums[0]
-        scale = 2.0 * size / span if span > 1e-280 else 0.0
-        _fill_directory(sums, size, scale, directory)
-        shifts = np.zeros(offsets)
-        for j in range(n - table):
-            for i in range(1 << j):
-                shifts[(1 << j) + i] = shifts[i] + a[table + j]
-        for i in range(row * repeat + start, row * repeat + min(repeat, start + block)):
-            best = np.inf
-            mask = np.int64(0)
-            for o in range(offsets):
-                x = targets[i] - shifts[o]
-                at = _lower_bound(sums, size, scale, directory, x)
-                above, below = min(at, size - 1), max(at - 1, 0)
-                at = above if abs(sums[above] - x) < abs(sums[below] - x) else below
-                distance = abs(sums[at] - x)
-                if distance < best:
-                    best = distance
-                    mask = np.int64(bits[at]) | np.int64(o) << table
-            masks[i] = mask
-            errors[i] = best
+    sums, bits = _sorted_sums(a[:table])
+    directory = np.empty(2 * size + 1, np.int32)
+    span = sums[size - 1] - sums[0]
+    scale = 2.0 * size / span if span > 1e-280 else 0.0
+    _fill_directory(sums, size, scale, directory)
+    shifts = np.zeros(offsets)
+    for j in range(n - table):
+        for i in range(1 << j):
+            shifts[(1 << j) + i] = shifts[i] + a[table + j]
+    for i in range(start, stop):
+        best = np.inf
+        mask = np.int64(0)
+        for o in range(offsets):
+            x = targets[i] - shifts[o]
+            at = _lower_bound(sums, size, scale, directory, x)
+            above, below = min(at, size - 1), max(at - 1, 0)
+            at = above if abs(sums[above] - x) < abs(sums[below] - x) else below
+            distance = abs(sums[at] - x)
+            if distance < best:
+                best = distance
+                mask = np.int64(bits[at]) | np.int64(o) << table
+        masks[i] = mask
+        errors[i] = best
 
 
-@njit(cache=True, parallel=True)
-def _vector_masks(candidates: Array, targets: Array, masks: Array, errors: Array) -> None:
-    total, n, d = candidates.shape
+@njit(cache=True, nogil=True)
+def _vector_masks(candidates: Array, targets: Array, start: int, stop: int, masks: Array, errors: Array) -> None:
+    n, d = candidates.shape[1:]
     half = n // 2
     size_a, size_b = 1 << half, 1 << (n - half)
-    for i in prange(total):
+    for i in range(start, stop):
         a, b = candidates[i, :half], candidates[i, half:]
         first_a, bits_a = _sorted_sums(a[:, 0].copy())
         first_b, bits_b = _sorted_sums(b[:, 0].copy())

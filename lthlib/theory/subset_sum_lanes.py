@@ -15,7 +15,7 @@ the winner's value recurs bit for bit.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import float64, int64, njit, uint32, void
 
 from lthlib.theory.lanes import (
     LANES,
@@ -29,6 +29,7 @@ from lthlib.theory.lanes import (
     halve2,
     halve4,
     halve8,
+    lanes,
     load,
     lower,
     negative,
@@ -42,11 +43,11 @@ from lthlib.theory.lanes import (
     where_odd,
 )
 
-CHUNK = 32 * LANES  # instances that share one set of scratch arrays
+FLAT = float64[::1]
 LARGEST_BLOCK = 512  # vectors that are sorted to the end before the next block: 32 KiB, a first-level cache
 
 
-@njit(cache=True, nogil=True)
+@njit(void(FLAT, int64, int64, int64), cache=True, nogil=True)
 def _stages(array: Array, start: int, size: int, last: int) -> None:
     """Merge stages of the bitonic block of `size` vectors, down to blocks of `last` = 1 or 8 vectors."""
     stages = 0
@@ -73,7 +74,7 @@ def _stages(array: Array, start: int, size: int, last: int) -> None:
             inner >>= 3
 
 
-@njit(cache=True, nogil=True)
+@njit(FLAT(FLAT, int64, int64, FLAT, FLAT), cache=True, nogil=True)
 def _magnitudes(halves: Array, first: int, count: int, array: Array, other: Array) -> Array:
     """Sorted magnitudes of +-h over `count` >= 4 candidates: 2^(count-1) vectors, in `array` or in `other`."""
     first_magnitudes(halves, first, array)
@@ -92,7 +93,7 @@ def _magnitudes(halves: Array, first: int, count: int, array: Array, other: Arra
     return array
 
 
-@njit(cache=True, nogil=True)
+@njit(void(FLAT, FLAT, int64, lanes, FLAT, FLAT), cache=True, nogil=True)
 def _closest(first: Array, second: Array, size: int, t: Vector, union: Array, state: Array) -> None:
     """The closest two of t +- first (tagged even) and +- second (tagged odd); `state` keeps the best over calls."""
     for i in range(size):
@@ -113,7 +114,7 @@ def _closest(first: Array, second: Array, size: int, t: Vector, union: Array, st
             finish_and_scan(union, i, state)
 
 
-@njit(cache=True, nogil=True)
+@njit(void(FLAT, int64, int64, FLAT), cache=True, nogil=True)
 def _enumerate(halves: Array, first: int, count: int, out: Array) -> None:
     """Sums of h_0 +- h_1 ... in index order: bit j - 1 of the index is set where h_j is subtracted."""
     store(out, 0, load(halves, first))
@@ -127,7 +128,7 @@ def _enumerate(halves: Array, first: int, count: int, out: Array) -> None:
         size *= 2
 
 
-@njit(cache=True, nogil=True)
+@njit(void(FLAT, int64, lanes, FLAT, FLAT, FLAT), cache=True, nogil=True)
 def _subtracted(halves: Array, count: int, t: Vector, state: Array, sums: Array, words: Array) -> None:
     """Which h are subtracted in each half's winner: two vectors of `words`, whole numbers with one bit a candidate."""
     low, high = load(state, 1), load(state, 2)
@@ -151,8 +152,14 @@ def _subtracted(halves: Array, count: int, t: Vector, state: Array, sums: Array,
     store(words, 1, word)
 
 
-@njit(cache=True, nogil=True)
-def _chunk(candidates: Array, targets: Array, repeat: int, start: int, stop: int, masks: Array, errors: Array) -> None:
+@njit(void(float64[:, ::1], FLAT, int64, int64, int64, uint32[::1], FLAT), cache=True, nogil=True)
+def best_masks(
+    candidates: Array, targets: Array, repeat: int, start: int, stop: int, masks: Array, errors: Array
+) -> None:
+    """Best subsets for targets start to stop of (B,) float64; target i has row i // repeat of candidates (S, n) float64.
+
+    n is at most 32. Fills `masks` (B,) uint32 and `errors` (B,) float64, the search's own errors.
+    """
     n = candidates.shape[1]
     count = max(n // 2, 4)
     single = n > 2 * count  # an odd candidate belongs to no half: both of its signs are tried
@@ -195,14 +202,3 @@ def _chunk(candidates: Array, targets: Array, repeat: int, start: int, stop: int
                 mask |= np.int64((word >> j & 1) == (candidates[i // repeat, j] < 0.0)) << j
             masks[i] = mask
             errors[i] = state[lane]
-
-
-@njit(cache=True, parallel=True)
-def best_masks(candidates: Array, targets: Array, repeat: int, masks: Array, errors: Array) -> None:
-    """Best subset for each of targets (B,) float64; target i has row i // repeat of candidates (S, n) float64, n <= 32.
-
-    Fills `masks` (B,) uint32 and `errors` (B,) float64, the search's own errors.
-    """
-    total = len(targets)
-    for c in prange((total + CHUNK - 1) // CHUNK):
-        _chunk(candidates, targets, repeat, c * CHUNK, min(total, (c + 1) * CHUNK), masks, errors)
