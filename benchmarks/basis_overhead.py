@@ -15,8 +15,9 @@ from train_lenet import mnist_shaped
 from lthlib.data import Dataset, Split
 from lthlib.finders.magnitude import bases_for, initial_tickets
 from lthlib.models import architecture
+from lthlib.recipe import Recipe
 from lthlib.ticket import Ticket
-from lthlib.training import Recipe, train
+from lthlib.training import train
 
 
 def cifar_shaped(examples: int) -> Dataset:

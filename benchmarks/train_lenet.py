@@ -14,7 +14,8 @@ from reporting import Row, parser, report, timing
 from lthlib.data import Dataset, Split
 from lthlib.finders.magnitude import initial_tickets, randomly_masked
 from lthlib.models import architecture
-from lthlib.training import Recipe, train
+from lthlib.recipe import Recipe
+from lthlib.training import train
 
 
 def mnist_shaped(examples: int, validation: int = 100) -> Dataset:

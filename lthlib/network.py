@@ -22,12 +22,17 @@ def stack_key(ticket: Ticket) -> object | None:
     All tickets of a stack prune the same layers: where one does, all go through its projection onto a mask, which for
     a dense layer would be no more than rounding, but rounding that its neighbours decide.
     """
-    if not _is_linear_sequence(_structure(ticket)) or any(basis.stored_numbers for basis in ticket.bases.values()):
+    if not is_linear(ticket) or any(basis.stored_numbers for basis in ticket.bases.values()):
         return None
     bases = {name: basis.to_json() for name, basis in ticket.bases.items()}
     pruned = [name for name, mask in ticket.masks.items() if not bool(mask.all())]
     architecture = [ticket.architecture.name, ticket.architecture.input_shape, ticket.architecture.classes]
     return json.dumps([architecture, ticket.off, bases, pruned], sort_keys=True)
+
+
+def is_linear(ticket: Ticket) -> bool:
+    """Whether the ticket's network is a plain sequence of linear layers, and so trains as (part of) a stack."""
+    return _is_linear_sequence(_structure(ticket))
 
 
 def _structure(ticket: Ticket) -> nn.Module:

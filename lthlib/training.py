@@ -1,19 +1,19 @@
-"""Recipes, and the one loop that trains a list of tickets of one architecture.
+"""The one loop that trains a list of tickets of one architecture.
 
-Networks of linear layers train stacked: one batched product per layer for all replicates. Others train in turn, in
-channels_last. Every replicate has its own data order and augmentation, fixed by its seed.
+Networks of linear layers train stacked: one batched product per layer for several replicates; on the CPU one stack a
+core, beside each other. Others train in turn on all cores, in channels_last. Every replicate has its own data order
+and augmentation, fixed by its seed.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from threading import Event
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,108 +21,14 @@ from torch.nn import functional as F
 
 from lthlib.data import Dataset, augment, augmentation_draws
 from lthlib.errors import InputError, unknown
-from lthlib.network import Network, network, stack_key
+from lthlib.network import Network, is_linear, network, stack_key
 from lthlib.proximal import Penalty
 from lthlib.randomness import generator
+from lthlib.recipe import DTYPES, OPTIMIZERS, Recipe
 from lthlib.stacked_sgd import StackedSGD, covers
 from lthlib.store import Store, write_json
+from lthlib.threads import StoppedError, shares, side_by_side
 from lthlib.ticket import Ticket
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-OPTIMIZERS = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a ticket is trained; the same for every method compared in one figure.
-
-    - `optimizer`: one of sgd, adam, adamw, rmsprop; `momentum` and `nesterov` are SGD's.
-    - `schedule`: `constant`, `cosine` (to zero at the last step) or `step` (times `decay` at each of `milestones`,
-      given as fractions of all steps); `warmup_epochs` rise linearly from zero before it.
-    - `epochs` may be fractional; the last batch of an epoch may be smaller.
-    - `precision`: fp32, bf16 (autocast, fp32 master weights) or fp64.
-    - `state_in`: where the optimizer keeps parameters and moments: in the basis's `coefficients`, or in the
-      `weights`, projected onto the mask's subspace. SGD does not tell them apart, Adam does.
-    - `output_layer`: how pruning treats the classifier: `pruned` like any layer, at `half` the rate, or `kept`.
-    - `evaluations`: at how many evenly spaced steps validation loss is read (early stopping looks at these).
-    """
-
-    optimizer: str = "sgd"
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    decay: float = 0.1
-    warmup_epochs: float = 0.0
-    batch_size: int = 64
-    epochs: float = 25.0
-    precision: str = "fp32"
-    state_in: Literal["coefficients", "weights"] = "coefficients"
-    output_layer: Literal["pruned", "half", "kept"] = "half"
-    evaluations: int = 20
-
-    def __post_init__(self) -> None:
-        for kind, value, valid in (
-            ("optimizer", self.optimizer, OPTIMIZERS),
-            ("schedule", self.schedule, ("constant", "cosine", "step")),
-            ("precision", self.precision, DTYPES),
-            ("state_in", self.state_in, ("coefficients", "weights")),
-            ("output_layer", self.output_layer, ("pruned", "half", "kept")),
-        ):
-            if value not in valid:
-                raise unknown(kind, value, valid)
-        for name in ("learning_rate", "batch_size", "epochs", "evaluations"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be above 0 and finite, found {getattr(self, name)!r}")
-        for name in ("momentum", "weight_decay", "decay", "warmup_epochs"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be at least 0 and finite, found {getattr(self, name)!r}")
-        for name in ("batch_size", "evaluations"):
-            if int(getattr(self, name)) != getattr(self, name):
-                raise InputError(f"{name} must be a whole number, found {getattr(self, name)!r}")
-        if self.nesterov and not self.momentum:
-            raise InputError("nesterov needs a momentum above 0, found 0")
-
-    def steps_per_epoch(self, examples: int) -> int:
-        """Optimizer steps in one pass over `examples` training images."""
-        return math.ceil(examples / self.batch_size)
-
-    def steps(self, examples: int) -> int:
-        """Optimizer steps of the whole training, at least 1."""
-        return max(1, round(self.epochs * self.steps_per_epoch(examples)))
-
-    def learning_rate_at(self, step: int, examples: int) -> float:
-        """The learning rate of step `step` (0 is the first) of the whole schedule."""
-        total, warmup = self.steps(examples), self.warmup_epochs * self.steps_per_epoch(examples)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        if self.schedule == "cosine":
-            progress = (step - warmup) / max(1, total - warmup)
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-        if self.schedule == "step":
-            return self.learning_rate * self.decay ** sum(step >= fraction * total for fraction in self.milestones)
-        return self.learning_rate
-
-
-def parse_step(text: str | int, steps_per_epoch: int) -> int:
-    """A point of training in steps: `"2ep"`, `"1000it"` or `0`; a bare number other than 0 is refused as ambiguous."""
-    value = str(text).strip()
-    unit = {"it": 1, "ep": steps_per_epoch}.get(value[-2:])
-    try:
-        # Exact, unlike floats: 1.1 epochs of 10 steps are 11 steps.
-        number = Fraction(value[:-2] if unit else value) * (unit or 1)
-        if number == 0 or (unit and number > 0 and number.denominator == 1):
-            return int(number)
-    except (ValueError, ZeroDivisionError):
-        pass
-    raise InputError(f"unknown training step {text!r} (valid: 0, a number of steps such as '1000it', of epochs '2ep')")
 
 
 @dataclass(frozen=True)
@@ -204,13 +110,21 @@ def train(
 
     def work(indices: list[int]) -> Iterator[Trained]:
         """In the order of `indices`, each as soon as it is there, so that a store keeps what a killed run finished."""
+        job = _Job(recipe, data, start_step, tuple(snapshots), penalty, where)
         results: dict[int, Trained] = {}
         pending = list(indices)
-        for group in _groups([tickets[i] for i in indices]):
-            chosen = [indices[i] for i in group]
-            part = [tickets[i] for i in chosen], [seeds[i] for i in chosen]
-            trained = _train_group(*part, recipe, data, start_step, tuple(snapshots), penalty, where, progress)
-            results |= zip(chosen, trained, strict=True)
+        stacks, alone = _groups([tickets[i] for i in indices], where)
+        tasks = [
+            partial(job.run, [tickets[indices[i]] for i in stack], [seeds[indices[i]] for i in stack], progress)
+            for stack in stacks
+        ]
+        trained_stacks = side_by_side(tasks) if stacks and where.type == "cpu" else [task(Event()) for task in tasks]
+        for stack, trained in zip(stacks, trained_stacks, strict=True):
+            results |= zip([indices[i] for i in stack], trained, strict=True)
+        for i in [None, *alone]:
+            if i is not None:
+                index = indices[i]
+                (results[index],) = job.run([tickets[index]], [seeds[index]], progress, Event())
             while pending and pending[0] in results:
                 yield results.pop(pending.pop(0))
 
@@ -241,7 +155,9 @@ def code_version() -> str:
         "network",
         "proximal",
         "randomness",
+        "recipe",
         "stacked_sgd",
+        "threads",
         "ticket",
         "training",
     )
@@ -287,14 +203,18 @@ def evaluate(
     _refuse_misfits(tickets, dataset)
     where = pick_device(device)
     data = dataset.to(where)
-    results: list[Evaluation | None] = [None] * len(tickets)
-    for group in _groups(tickets):
-        net = network([tickets[i] for i in group], where, DTYPES[precision])
-        images = data.normalised(split).to(DTYPES[precision])
-        labels = getattr(data, split).labels
-        for i, evaluation in zip(group, _evaluate(net, images, labels, precision), strict=True):
-            results[i] = evaluation
-    return [evaluation for evaluation in results if evaluation is not None]
+    images = data.normalised(split).to(DTYPES[precision])
+    labels = getattr(data, split).labels
+
+    def measured(group: Sequence[int], _: Event) -> list[Evaluation]:
+        return _evaluate(network([tickets[i] for i in group], where, DTYPES[precision]), images, labels, precision)
+
+    stacks, alone = _groups(tickets, where)
+    tasks = [partial(measured, stack) for stack in stacks]
+    found = side_by_side(tasks) if stacks and where.type == "cpu" else [task(Event()) for task in tasks]
+    results = {i: one for stack, part in zip(stacks, found, strict=True) for i, one in zip(stack, part, strict=True)}
+    results |= {i: measured([i], Event())[0] for i in alone}
+    return [results[i] for i in range(len(tickets))]
 
 
 def _refuse_misfits(tickets: Sequence[Ticket], dataset: Dataset) -> None:
@@ -307,72 +227,90 @@ def _refuse_misfits(tickets: Sequence[Ticket], dataset: Dataset) -> None:
             )
 
 
-def _groups(tickets: Sequence[Ticket]) -> list[list[int]]:
-    """Indices of tickets that can share one stack."""
+def _groups(tickets: Sequence[Ticket], device: torch.device) -> tuple[list[list[int]], list[int]]:
+    """Indices of tickets that train as stacks, in shares for the CPU's cores, and of those that train alone."""
     groups: dict[object, list[int]] = {}
+    stacks, alone = [], []
     for index, ticket in enumerate(tickets):
         groups.setdefault(stack_key(ticket) or index, []).append(index)
-    return list(groups.values())
+    for group in groups.values():
+        if is_linear(tickets[group[0]]):
+            parts = shares(len(group)) if device.type == "cpu" else [range(len(group))]
+            stacks += [[group[i] for i in part] for part in parts]
+        else:
+            alone += group
+    return stacks, alone
 
 
-def _train_group(
-    tickets: list[Ticket],
-    seeds: list[int],
-    recipe: Recipe,
-    data: Dataset,
-    start_step: int,
-    snapshots: Sequence[int],
-    penalty: Penalty | None,
-    device: torch.device,
-    progress: str,
-) -> list[Trained]:
-    dtype = DTYPES[recipe.precision]
-    net = network(tickets, device, dtype, recipe.state_in)
-    batches = _Batches(net, data, recipe, seeds, dtype)
-    validation = net.prepare(data.normalised("validation").to(dtype))
-    total = recipe.steps(len(data.train.labels))
-    move = _stepper(net, recipe, device)
-    penalised = () if penalty is None else penalty.chosen(tuple(net.leaves))
-    marks = {round(total * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)} | {total}
-    histories: list[list[dict[str, float]]] = [[] for _ in tickets]
-    kept = {start_step: net.tickets()} if start_step in snapshots else {}
-    losses: list[Tensor] = []
-    for step in _steps(start_step, total, progress):
-        inputs, labels = batches.at(step)
-        rate = recipe.learning_rate_at(step, len(data.train.labels))
-        # Summed in double and rounded once: the order of summation, which depends on the stack, leaves no trace.
-        each = move(inputs, labels, rate)
-        losses.append(each.double().mean(1).to(each.dtype))
-        if penalty is not None:
-            _penalise(net, penalty, penalised, rate)
-        if step + 1 in marks:
-            _refuse_divergence(torch.stack(losses), step + 1 - len(losses), tickets, seeds)
-            means = torch.stack(losses).double().mean(0).float().tolist()
-            losses.clear()
-            evaluations = _evaluate(net, validation, data.validation.labels, recipe.precision, prepared=True)
-            # The last step's update shows in no training loss.
-            _refuse_divergence(torch.tensor([[found.loss for found in evaluations]]), step, tickets, seeds)
-            for history, train_loss, found in zip(histories, means, evaluations, strict=True):
-                history.append(
-                    {
-                        "step": step + 1,
-                        "train_loss": train_loss,
-                        "validation_loss": found.loss,
-                        "validation_accuracy": found.accuracy,
-                    }
-                )
-        if step + 1 in snapshots:
-            kept[step + 1] = net.tickets()
-    return [
-        Trained(
-            ticket=ticket,
-            seed=seed,
-            history=history,
-            early_stopping_step=int(min(history, key=lambda row: row["validation_loss"])["step"]) if history else total,
-            snapshots={step: taken[index] for step, taken in kept.items()},
-        )
-        for index, (ticket, seed, history) in enumerate(zip(net.tickets(), seeds, histories, strict=True))
-    ]
+@dataclass(frozen=True)
+class _Job:
+    """What all stacks of one call to `train` share."""
+
+    recipe: Recipe
+    data: Dataset
+    start_step: int
+    snapshots: tuple[int, ...]
+    penalty: Penalty | None
+    device: torch.device
+
+    def run(self, tickets: list[Ticket], seeds: list[int], progress: str, stop: Event) -> list[Trained]:
+        """Trains tickets that share one network."""
+        recipe, data = self.recipe, self.data
+        dtype = DTYPES[recipe.precision]
+        net = network(tickets, self.device, dtype, recipe.state_in)
+        batches = _Batches(net, data, recipe, seeds, dtype)
+        validation = net.prepare(data.normalised("validation").to(dtype))
+        total = recipe.steps(len(data.train.labels))
+        move = _stepper(net, recipe, self.device)
+        penalised = () if self.penalty is None else self.penalty.chosen(tuple(net.leaves))
+        marks = {round(total * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)} | {total}
+        histories: list[list[dict[str, float]]] = [[] for _ in tickets]
+        kept = {self.start_step: net.tickets()} if self.start_step in self.snapshots else {}
+        losses: list[Tensor] = []
+        for step in _steps(self.start_step, total, progress):
+            if stop.is_set():
+                raise StoppedError("another stack failed")
+            inputs, labels = batches.at(step)
+            rate = recipe.learning_rate_at(step, len(data.train.labels))
+            # Summed in double and rounded once: the order of summation, which depends on the stack, leaves no trace.
+            each = move(inputs, labels, rate)
+            losses.append(each.double().mean(1).to(each.dtype))
+            if self.penalty is not None:
+                _penalise(net, self.penalty, penalised, rate)
+            if step + 1 in marks:
+                _refuse_divergence(torch.stack(losses), step + 1 - len(losses), tickets, seeds)
+                means = torch.stack(losses).double().mean(0).float().tolist()
+                losses.clear()
+                evaluations = _evaluate(net, validation, data.validation.labels, recipe.precision, prepared=True)
+                # The last step's update shows in no training loss.
+                _refuse_divergence(torch.tensor([[found.loss for found in evaluations]]), step, tickets, seeds)
+                for history, train_loss, found in zip(histories, means, evaluations, strict=True):
+                    history.append(
+                        {
+                            "step": step + 1,
+                            "train_loss": train_loss,
+                            "validation_loss": found.loss,
+                            "validation_accuracy": found.accuracy,
+                        }
+                    )
+            if step + 1 in self.snapshots:
+                kept[step + 1] = net.tickets()
+        return [
+            Trained(
+                ticket=ticket,
+                seed=seed,
+                history=history,
+                early_stopping_step=int(min(history, key=lambda row: row["validation_loss"])["step"])
+                if history
+                else total,
+                snapshots={step: taken[index] for step, taken in kept.items()},
+            )
+            for index, (ticket, seed, history) in enumerate(zip(net.tickets(), seeds, histories, strict=True))
+        ]
+
+
+def _early_stopping_step(history: list[dict[str, float]], total: int) -> int:
+    return int(min(history, key=lambda row: row["validation_loss"])["step"]) if history else total
 
 
 class _Batches:
@@ -480,7 +418,7 @@ def _refuse_divergence(losses: Tensor, first_step: int, tickets: list[Ticket], s
     if len(bad):
         row, index = bad[0].tolist()
         raise FloatingPointError(
-            f"training diverged: the loss of ticket {index} (seed {seeds[index]}, density "
+            f"training diverged: the loss of the ticket of seed {seeds[index]} (density "
             f"{tickets[index].density:.4g}) is {losses[row, index].item()} at step {first_step + row} "
             "(a smaller learning rate or a warm-up may help)"
         )

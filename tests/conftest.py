@@ -4,7 +4,7 @@ import os
 
 # Before any test imports torch or matplotlib. Tiny tensors lose time on many threads.
 os.environ.setdefault("MPLBACKEND", "agg")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import settings
 

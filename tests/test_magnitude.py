@@ -37,9 +37,10 @@ from lthlib.finders.magnitude import (
 from lthlib.finders.selection import counts_of
 from lthlib.models import Architecture, architecture, build, initial_state, output_layer
 from lthlib.randomness import generator
+from lthlib.recipe import Recipe
 from lthlib.store import Store
 from lthlib.ticket import Ticket
-from lthlib.training import Recipe, Trained, train
+from lthlib.training import Trained, train
 
 DIGITS = (1, 8, 8)
 LENET, CONV = architecture("lenet-24-16", DIGITS, 10), architecture("conv-2-w4", DIGITS, 10)

@@ -28,8 +28,9 @@ from lthlib.finders.structured import (
 from lthlib.models import architecture, build, multiply_accumulates
 from lthlib.proximal import LOW_RANK_FORMS, Penalty, factorised_numbers, rank
 from lthlib.randomness import generator
+from lthlib.recipe import Recipe
 from lthlib.ticket import Ticket, dense_ticket
-from lthlib.training import Recipe, Trained, train
+from lthlib.training import Trained, train
 
 DIGITS = (1, 8, 8)
 SMALL = {"lenet-24-16": DIGITS, "conv-2-w4": DIGITS, "resnet-8-w4": DIGITS, "vgg-11-w4": DIGITS}

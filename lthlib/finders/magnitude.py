@@ -17,9 +17,10 @@ from lthlib.errors import InputError, unknown
 from lthlib.finders.selection import counts_of, keep_top, layerwise_shuffle, random_masks
 from lthlib.models import Architecture, initial_state, output_layer
 from lthlib.randomness import generator
+from lthlib.recipe import Recipe
 from lthlib.store import Store
 from lthlib.ticket import State, Ticket, dense_ticket
-from lthlib.training import Recipe, Trained, train
+from lthlib.training import Trained, train
 
 RETRAIN = ("weight_rewind", "lr_rewind", "finetune", "one_shot")
 

@@ -11,8 +11,9 @@ import torch
 
 from lthlib.data import Dataset
 from lthlib.finders.magnitude import bases_for
+from lthlib.recipe import Recipe
 from lthlib.ticket import Ticket
-from lthlib.training import Recipe, train
+from lthlib.training import train
 
 
 def relative_difference(

@@ -174,6 +174,16 @@ def where_odd(typing: Any, x: Any, yes: Any, no: Any) -> Any:
     return lanes(lanes, lanes, lanes), generate
 
 
+@intrinsic
+def bits_of(typing: Any, x: Any) -> Any:
+    """A float64's bits as an int64: of numbers that are not negative, in the same order."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.bitcast(args[0], ir.IntType(64))
+
+    return types.int64(types.float64), generate
+
+
 def _exchange(b: Any, values: list[Any], i: int, j: int) -> None:
     values[i], values[j] = _lower(b, values[i], values[j]), _upper(b, values[i], values[j])
 

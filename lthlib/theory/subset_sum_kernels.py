@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 from numba.core import config
 
+from lthlib.theory.lanes import bits_of
 from lthlib.theory.subset_sum_lanes import best_masks
 
 Array = np.ndarray[Any, Any]
@@ -84,31 +85,61 @@ def _error(a: Array, target: float, mask: Any) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _best_of_size(a: Array, target: float, size: int, eps: float, first: bool, index: Array, left: Array) -> Any:
-    """The best subset of `size` candidates, or the first one within eps, by depth-first enumeration."""
+def _closest(sums: Array, start: int, target: float, below: float, stop: float) -> int:
+    """Where sums[start:] comes closest to the target, if closer than `below`, or first within `stop`; -1 if nowhere."""
+    # a minimum of integers is one that compilers vectorise, without promises about NaN
+    least = bits_of(below)
+    for x in sums[start:]:
+        least = min(least, bits_of(abs(target - x)))
+    if least >= bits_of(below):
+        return -1
+    wanted = max(least, bits_of(max(stop, 0.0)))
+    i = start
+    while bits_of(abs(target - sums[i])) > wanted:
+        i += 1
+    return i
+
+
+@njit(cache=True, nogil=True)
+def _fill_pairs(a: Array, pairs: Array, starts: Array) -> None:
+    """Sums of two candidates in lexicographic order: those of two from j on begin at starts[j]."""
+    place = 0
+    for i in range(len(a)):
+        starts[i] = place
+        rest, sums = a[i + 1 :], pairs[place:]
+        for j in range(len(rest)):
+            sums[j] = a[i] + rest[j]
+        place += len(rest)
+
+
+@njit(cache=True, nogil=True)
+def _best_of_size(
+    a: Array, target: float, size: int, stop: float, pairs: Array, starts: Array, index: Array, left: Array
+) -> Any:
+    """The best subset of `size` candidates, or the first one within `stop`, by depth-first enumeration.
+
+    The last two of a subset are one entry of `pairs`, filled before: long loops over what lies together.
+    """
     n = len(a)
     if size == 0:
         return np.int64(0), abs(target)
-    last = size - 1
-    stop = eps if first else -1.0
+    if size == 1:
+        chosen = _closest(a, 0, target, np.inf, stop)
+        return np.int64(1) << chosen, abs(a[chosen] - target)
     best_distance, best_error, best_mask = np.inf, np.inf, np.int64(0)
     index[0] = 0
     left[0] = target
     level = 0
     while level >= 0:
-        if level == last:
-            rest = left[level]
-            chosen = -1
-            for j in range(index[level], n):
-                distance = abs(rest - a[j])
-                if distance < best_distance:
-                    best_distance = distance
-                    chosen = j
-                    if distance <= stop:
-                        break
+        if level == size - 2:
+            chosen = _closest(pairs, starts[index[level]], left[level], best_distance, stop)
             if chosen >= 0:
-                best_mask = np.int64(1) << chosen
-                for i in range(last):
+                best_distance = abs(left[level] - pairs[chosen])
+                first = n - 2
+                while starts[first] > chosen:
+                    first -= 1
+                best_mask = np.int64(1) << first | np.int64(1) << (first + 1 + chosen - starts[first])
+                for i in range(level):
                     best_mask |= np.int64(1) << index[i]
                 # summed in index order, as the reported error is
                 best_error = _error(a, target, best_mask)
@@ -141,10 +172,18 @@ def _smallest_masks(
     masks: Array,
     errors: Array,
 ) -> None:
+    n = candidates.shape[1]
     index, left = np.empty(end, np.int64), np.empty(end)
+    pairs, starts = np.empty(n * (n - 1) // 2), np.empty(n, np.int64)
+    filled = -1
     for i in range(start, stop):
+        row = i // repeat
+        a = candidates[row]
         for size in range(lowest, end):
-            mask, error = _best_of_size(candidates[i // repeat], targets[i], size, eps, first, index, left)
+            if size >= 2 and filled != row:
+                _fill_pairs(a, pairs, starts)
+                filled = row
+            mask, error = _best_of_size(a, targets[i], size, eps if first else -1.0, pairs, starts, index, left)
             masks[i] = mask
             errors[i] = error
             if error <= eps:

@@ -1,0 +1,59 @@
+"""Replicates beside each other: one thread a share, each computing on one core.
+
+Threads that work on shares of their own never wait for each other, as those inside one matrix product must at its
+every end: on a busy machine that waiting costs tenfold. And one core a product means that no result depends on how
+many cores there are.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from threading import Event
+from typing import TypeVar
+
+import torch
+
+Value = TypeVar("Value")
+
+
+class StoppedError(RuntimeError):
+    """Raised by a task that saw its stop event set, because another task failed or the user interrupted."""
+
+
+def shares(count: int) -> list[range]:
+    """`count` items in as many contiguous shares as torch may use threads, sizes within one of each other."""
+    workers = max(1, min(count, torch.get_num_threads()))
+    bounds = [round(worker * count / workers) for worker in range(workers + 1)]
+    return [range(low, high) for low, high in pairwise(bounds)]
+
+
+def side_by_side(tasks: Sequence[Callable[[Event], Value]]) -> list[Value]:
+    """Runs the tasks, as many at a time as torch may use threads, each on one core; gives their values in order.
+
+    A task looks at its event now and then and raises `StoppedError` once it is set. The first failure (or Ctrl-C)
+    stops the others and is raised.
+    """
+    stop, threads = Event(), torch.get_num_threads()
+
+    def on_one_core(task: Callable[[Event], Value]) -> Value:
+        torch.set_num_threads(1)
+        try:
+            return task(stop)
+        except BaseException:
+            stop.set()
+            raise
+
+    try:
+        with ThreadPoolExecutor(min(len(tasks), threads)) as pool:
+            futures = [pool.submit(on_one_core, task) for task in tasks]
+            try:
+                failures = [error for future in futures if (error := future.exception()) is not None]
+            except BaseException:
+                stop.set()
+                raise
+        for error in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
+            raise error
+        return [future.result() for future in futures]
+    finally:
+        # The number of threads is a setting of the whole process as well as of each thread.
+        torch.set_num_threads(threads)
