@@ -1,4 +1,4 @@
-"""The step by hand is that of autograd and torch.optim.SGD: in every basis, masked or not, for one replicate or more."""
+"""The step by hand is that of autograd and torch.optim.SGD: in every basis, masked or not, for one or several."""
 
 from dataclasses import replace
 
