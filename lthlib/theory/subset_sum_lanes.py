@@ -156,9 +156,9 @@ def _subtracted(halves: Array, count: int, t: Vector, state: Array, sums: Array,
 def best_masks(
     candidates: Array, targets: Array, repeat: int, start: int, stop: int, masks: Array, errors: Array
 ) -> None:
-    """Best subsets for targets start to stop of (B,) float64; target i has row i // repeat of candidates (S, n) float64.
+    """Best subsets for targets start to stop of (B,) float64; target i has row i // repeat of candidates (S, n).
 
-    n is at most 32. Fills `masks` (B,) uint32 and `errors` (B,) float64, the search's own errors.
+    Candidates are float64, n at most 32. Fills `masks` (B,) uint32 and `errors` (B,) float64, the search's own.
     """
     n = candidates.shape[1]
     count = max(n // 2, 4)
