@@ -5,8 +5,8 @@ every end: on a busy machine that waiting costs tenfold. And one core a product 
 many cores there are.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from threading import Event
 from typing import TypeVar
@@ -27,12 +27,14 @@ def shares(count: int) -> list[range]:
     return [range(low, high) for low, high in pairwise(bounds)]
 
 
-def side_by_side(tasks: Sequence[Callable[[Event], Value]]) -> list[Value]:
-    """Runs the tasks, as many at a time as torch may use threads, each on one core; gives their values in order.
+def side_by_side(tasks: Sequence[Callable[[Event], Value]]) -> Iterator[Value]:
+    """Runs the tasks, as many at a time as torch may use threads, each on one core; yields their values in order.
 
     A task looks at its event now and then and raises `StoppedError` once it is set. The first failure (or Ctrl-C)
-    stops the others and is raised.
+    stops the others and is raised, after the values before it.
     """
+    if not tasks:
+        return
     stop, threads = Event(), torch.get_num_threads()
 
     def on_one_core(task: Callable[[Event], Value]) -> Value:
@@ -47,13 +49,18 @@ def side_by_side(tasks: Sequence[Callable[[Event], Value]]) -> list[Value]:
         with ThreadPoolExecutor(min(len(tasks), threads)) as pool:
             futures = [pool.submit(on_one_core, task) for task in tasks]
             try:
-                failures = [error for future in futures if (error := future.exception()) is not None]
-            except BaseException:
+                for future in futures:
+                    yield future.result()
+            except StoppedError:
+                raise next(_failures(futures)) from None
+            finally:
                 stop.set()
-                raise
-        for error in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
-            raise error
-        return [future.result() for future in futures]
     finally:
         # The number of threads is a setting of the whole process as well as of each thread.
         torch.set_num_threads(threads)
+
+
+def _failures(futures: Sequence[Future[Value]]) -> Iterator[BaseException]:
+    """What failed by itself; waits for all."""
+    errors = [future.exception() for future in futures]
+    yield from (error for error in errors if error is not None and not isinstance(error, StoppedError))

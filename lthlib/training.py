@@ -118,15 +118,14 @@ def train(
             partial(job.run, [tickets[indices[i]] for i in stack], [seeds[indices[i]] for i in stack], progress)
             for stack in stacks
         ]
-        trained_stacks = side_by_side(tasks) if stacks and where.type == "cpu" else [task(Event()) for task in tasks]
-        for stack, trained in zip(stacks, trained_stacks, strict=True):
+        ran = side_by_side(tasks) if where.type == "cpu" else (task(Event()) for task in tasks)
+        for stack, trained in zip(stacks, ran, strict=True):
             results |= zip([indices[i] for i in stack], trained, strict=True)
-        for i in [None, *alone]:
-            if i is not None:
-                index = indices[i]
-                (results[index],) = job.run([tickets[index]], [seeds[index]], progress, Event())
-            while pending and pending[0] in results:
-                yield results.pop(pending.pop(0))
+            yield from _in_order(pending, results)
+        for i in alone:
+            index = indices[i]
+            (results[index],) = job.run([tickets[index]], [seeds[index]], progress, Event())
+            yield from _in_order(pending, results)
 
     if store is None:
         return list(work(list(range(len(tickets)))))
@@ -142,6 +141,12 @@ def train(
     }
     keys = [{**common, "ticket": ticket.digest(), "seed": seed} for ticket, seed in zip(tickets, seeds, strict=True)]
     return store.compute(keys, work, _save, _load)
+
+
+def _in_order(pending: list[int], results: dict[int, Trained]) -> Iterator[Trained]:
+    """Takes from both what is next in order and there."""
+    while pending and pending[0] in results:
+        yield results.pop(pending.pop(0))
 
 
 @cache
@@ -211,7 +216,7 @@ def evaluate(
 
     stacks, alone = _groups(tickets, where)
     tasks = [partial(measured, stack) for stack in stacks]
-    found = side_by_side(tasks) if stacks and where.type == "cpu" else [task(Event()) for task in tasks]
+    found = side_by_side(tasks) if where.type == "cpu" else (task(Event()) for task in tasks)
     results = {i: one for stack, part in zip(stacks, found, strict=True) for i, one in zip(stack, part, strict=True)}
     results |= {i: measured([i], Event())[0] for i in alone}
     return [results[i] for i in range(len(tickets))]

@@ -359,15 +359,15 @@ class Count:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.trained, self.dies_after = 0, math.inf
-        original = training._train_group
+        original = training._Job.run
 
-        def counted(tickets: list[Ticket], *others: object) -> list[Trained]:
+        def counted(job: object, tickets: list[Ticket], *others: object) -> list[Trained]:
             if self.trained >= self.dies_after:
                 raise KeyboardInterrupt
             self.trained += len(tickets)
-            return original(tickets, *others)  # type: ignore[arg-type]
+            return original(job, tickets, *others)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(training, "_train_group", counted)
+        monkeypatch.setattr(training._Job, "run", counted)
 
 
 @pytest.mark.parametrize(("of", "rule"), [(LENET, "canonical"), (LENET, "dct"), (LENET, "svd"), (CONV, "random")])

@@ -22,7 +22,7 @@ def test_shares_hold_every_item_once_and_are_even(count: int) -> None:
 def test_values_come_in_order_and_the_number_of_threads_is_restored() -> None:
     before = torch.get_num_threads()
     seen = side_by_side([partial(lambda value, _: (value, torch.get_num_threads()), value) for value in range(5)])
-    assert seen == [(value, 1) for value in range(5)]
+    assert list(seen) == [(value, 1) for value in range(5)]
     assert torch.get_num_threads() == before
 
 
@@ -40,7 +40,7 @@ def test_a_failure_stops_the_others_and_is_raised() -> None:
 
     try:
         with pytest.raises(FloatingPointError, match="diverged"):
-            side_by_side([waits, fails])
+            list(side_by_side([waits, fails]))
     finally:
         torch.set_num_threads(threads)
     assert noticed == [True]

@@ -407,15 +407,15 @@ class Counter:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.trained: list[int] = []
         self.dies_at: int | None = None
-        original = training._train_group
+        original = training._Job.run
 
-        def counted(tickets: list[Ticket], seeds: list[int], *others: object) -> list[Trained]:
+        def counted(job: object, tickets: list[Ticket], seeds: list[int], *others: object) -> list[Trained]:
             if self.dies_at in seeds:
                 raise KeyboardInterrupt
             self.trained += seeds
-            return original(tickets, seeds, *others)  # type: ignore[arg-type]
+            return original(job, tickets, seeds, *others)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(training, "_train_group", counted)
+        monkeypatch.setattr(training._Job, "run", counted)
 
 
 @pytest.mark.parametrize(("name", "rule"), [(LENET, "dct"), (LENET, "svd"), (CONV, "random")])
@@ -604,14 +604,14 @@ def test_divergence_names_ticket_and_step(digits: Dataset) -> None:
     with pytest.raises(FloatingPointError, match=r"ticket of seed 8 \(density 0.5\) is nan at step 0"):
         train(tickets, SHORT, digits, [7, 8, 9], device="cpu")
     for penalty in (None, Penalty("nuclear", 0.1)):
-        with pytest.raises(FloatingPointError, match=r"ticket 0 \(seed 3, density 1\) is (nan|inf) at step 1"):
+        with pytest.raises(FloatingPointError, match=r"ticket of seed 3 \(density 1\) is (nan|inf) at step 1"):
             train([make()], replace(SHORT, learning_rate=1e25), digits, [3], penalty=penalty, device="cpu")
 
 
 def test_divergence_in_the_very_last_step_is_noticed(digits: Dataset, tmp_path: Path) -> None:
     recipe = replace(SHORT, epochs=0.2, learning_rate=1e38, momentum=0.0)
     assert recipe.steps(len(digits.train.labels)) == 1
-    with pytest.raises(FloatingPointError, match=r"ticket 0 .* at step 0"):
+    with pytest.raises(FloatingPointError, match=r"ticket of seed 0 .* at step 0"):
         train([make()], recipe, digits, [0], device="cpu", store=Store(tmp_path))
     assert not list(tmp_path.glob("*/checksums.json"))
 
