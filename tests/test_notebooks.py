@@ -48,7 +48,9 @@ def test_nothing_of_a_run_is_committed(path: Path) -> None:
 def test_cells_are_few_and_short(path: Path) -> None:
     code = cells(path, "code")
     assert len(code) <= 25
-    assert [source(cell) for cell in code if len(source(cell).splitlines()) > 15] == []
+    # The parameters cell has one line a parameter, and papermill wants them all in one cell.
+    most = {id(cell): 20 if "parameters" in tags(cell) else 15 for cell in code}
+    assert [source(cell) for cell in code if len(source(cell).splitlines()) > most[id(cell)]] == []
 
 
 @each

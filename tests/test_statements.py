@@ -16,7 +16,7 @@ def test_committed_statements_are_whole(notebook: str) -> None:
         assert claim.id == name
         assert claim.source
         assert claim.statistic
-    assert list(statements.statement_table(claims).index) == list(claims)
+    assert list(statements.statement_table(claims).data["id"]) == list(claims)
 
 
 def test_margins_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from pandas.io.formats.style import Styler
 
 from lthlib.errors import InputError, unknown
 from lthlib.evidence.claims import Claim
@@ -38,8 +39,9 @@ def stated(notebook: str, **margins: float) -> dict[str, Claim]:
     return claims
 
 
-def statement_table(claims: dict[str, Claim]) -> pd.DataFrame:
+def statement_table(claims: dict[str, Claim]) -> Styler:
     """What will be decided, and how: one row a claim, to be shown before the first result."""
-    columns = ("claim", "source", "statistic", "kind", "margin")
-    rows = [{"id": claim.id} | {name: getattr(claim, name) for name in columns} for claim in claims.values()]
-    return pd.DataFrame(rows).set_index("id")
+    columns = ("id", "claim", "source", "statistic", "kind", "margin")
+    frame = pd.DataFrame([{name: getattr(claim, name) for name in columns} for claim in claims.values()])
+    table = frame.style.hide(axis="index").format({"margin": "{:g}"})
+    return table.set_properties(**{"text-align": "left", "vertical-align": "top"})
