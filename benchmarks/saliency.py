@@ -12,8 +12,10 @@ from reporting import Row, parser, report, timing
 from torch.nn import functional as F
 
 from lthlib.finders import saliency
-from lthlib.finders.scores import grasp_scores, ntk_sketch_scores, snip_scores, synflow_scores
+from lthlib.finders.sanity import pruning_data
+from lthlib.finders.scores import grasp_scores, ntk_sketch_scores, snip_scores
 from lthlib.finders.selection import keep_top, sample
+from lthlib.finders.synflow import synflow_scores
 from lthlib.models import architecture, build, initial_state
 from lthlib.randomness import generator
 from lthlib.ticket import dense_ticket
@@ -56,7 +58,7 @@ def main() -> None:
     name, per_class, iterations, repeats = ("vgg-11-w8", 2, 4, 1) if tiny else ("vgg-16", 10, 100, 3)
     model = architecture(name, (3, 32, 32), 10)
     ticket = dense_ticket(model, initial_state(model, 0))
-    images, labels = saliency.pruning_data(ticket, None, 0, examples_per_class=per_class, corruption="gaussian")
+    images, labels = pruning_data(ticket, None, 0, examples_per_class=per_class, corruption="gaussian")
     plain = gradient_pass(name, images, labels)
     one = gradient_pass(name, torch.ones(1, 3, 32, 32, dtype=torch.float64), labels[:1] * 0 + 9)
     scores = {
