@@ -17,6 +17,7 @@ from torch.nn.utils import prune as torch_prune
 from lthlib import training
 from lthlib.data import Dataset, load
 from lthlib.errors import InputError
+from lthlib.finders.allocation import counts_of
 from lthlib.finders.magnitude import (
     CONTROLS,
     Level,
@@ -34,7 +35,6 @@ from lthlib.finders.magnitude import (
     shapes_of,
     train_dense,
 )
-from lthlib.finders.selection import counts_of
 from lthlib.models import Architecture, architecture, build, initial_state, output_layer
 from lthlib.randomness import generator
 from lthlib.recipe import Recipe

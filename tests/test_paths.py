@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lthlib.errors import InputError
+from lthlib.finders.allocation import counts_of
 from lthlib.finders.magnitude import bases_for
 from lthlib.finders.paths import (
     collapsed_layers,
@@ -19,7 +20,7 @@ from lthlib.finders.paths import (
     phew_masks,
 )
 from lthlib.finders.scores import random_scores
-from lthlib.finders.selection import counts_of, keep_top
+from lthlib.finders.selection import keep_top
 from lthlib.models import architecture, initial_state
 from lthlib.randomness import generator
 from lthlib.ticket import Ticket, dense_ticket

@@ -9,12 +9,13 @@ from torch import nn
 
 from lthlib.data import Dataset, load
 from lthlib.errors import InputError
+from lthlib.finders.allocation import counts_of
 from lthlib.finders.magnitude import bases_for
 from lthlib.finders.paths import collapsed_layers, layer_report
 from lthlib.finders.saliency import METHODS, NEEDS_DATA, find
 from lthlib.finders.sanity import pruning_data
 from lthlib.finders.scores import force_scores, grasp_scores, ntk_sketch_scores, random_scores, snip_scores
-from lthlib.finders.selection import counts_of, jaccard, keep_top
+from lthlib.finders.selection import jaccard, keep_top
 from lthlib.models import architecture, initial_state
 from lthlib.randomness import generator
 from lthlib.ticket import Ticket, dense_ticket

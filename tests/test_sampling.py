@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from lthlib.errors import InputError
+from lthlib.finders.allocation import counts_of
 from lthlib.finders.sampling import SCOPES, Sampling, exponential_counts, prune_by, pruned, select, wanted_counts
 from lthlib.finders.scores import magnitude_scores, random_scores
-from lthlib.finders.selection import DRAWS, counts_of, keep_top
+from lthlib.finders.selection import DRAWS, keep_top
 from lthlib.models import architecture, initial_state, output_layer
 from lthlib.randomness import generator
 from lthlib.ticket import Ticket, dense_ticket

@@ -6,10 +6,10 @@ import torch
 from lthlib.basis import bases
 from lthlib.data import Dataset, load
 from lthlib.errors import InputError
+from lthlib.finders.allocation import counts_of, erdos_renyi_counts, smart_ratio_counts
 from lthlib.finders.magnitude import shapes_of
 from lthlib.finders.saliency import find
 from lthlib.finders.sanity import ARMS, CORRUPTIONS, pruning_data, small_dense
-from lthlib.finders.selection import counts_of, erdos_renyi_counts, smart_ratio_counts
 from lthlib.models import architecture, initial_state
 from lthlib.ticket import Ticket, dense_ticket
 

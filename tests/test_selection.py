@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from lthlib.errors import InputError
-from lthlib.finders import selection
-from lthlib.finders.selection import counts_of, keep_top, sample, sample_reweighted
+from lthlib.finders import allocation, selection
+from lthlib.finders.allocation import counts_of
+from lthlib.finders.selection import keep_top, sample, sample_reweighted
 from lthlib.randomness import generator
 
 SMALL = {"a": torch.tensor([0.1, 0.4]), "b": torch.tensor([[0.2], [0.3]])}
@@ -130,9 +131,9 @@ def test_twenty_million_ties_past_the_24th_power_of_two():
         (lambda: sample({"a": torch.tensor([1.0, -1.0])}, 1, generator=generator(0)), "scores of a are negative"),
         (lambda: sample({"a": torch.tensor([1.0, 0.0])}, 2, generator=generator(0)), "1 positive scores"),
         (lambda: sample({"a": torch.tensor([0.0])}, {"a": 1}, generator=generator(0)), "count 1 in 'a'"),
-        (lambda: selection.kept_count(0.0, 10), r"density 0.0 is not in \(0, 1\]"),
-        (lambda: selection.kept_count(1.5, 10), "density 1.5"),
-        (lambda: selection.uniform_counts({"a": (2, 2)}, 5), "count 5"),
+        (lambda: allocation.kept_count(0.0, 10), r"density 0.0 is not in \(0, 1\]"),
+        (lambda: allocation.kept_count(1.5, 10), "density 1.5"),
+        (lambda: allocation.uniform_counts({"a": (2, 2)}, 5), "count 5"),
         (lambda: selection.positive(SMALL, "relu"), "unknown positive map"),
     ],
 )
@@ -338,7 +339,7 @@ def test_erk_densities_of_resnet20():
     sizes = {n: math.prod(s) for n, s in shapes.items()}
     assert sum(sizes.values()) == 270_896
     for density, first, last, fc in [(0.05, 0.47, 0.030, 0.95), (0.1, 0.98, 0.062, 1.0)]:
-        counts = selection.erdos_renyi_counts(shapes, selection.kept_count(density, 270_896))
+        counts = allocation.erdos_renyi_counts(shapes, allocation.kept_count(density, 270_896))
         assert sum(counts.values()) == round(density * 270_896)
         assert counts["conv"] / sizes["conv"] == pytest.approx(first, abs=0.006)
         assert counts["2.2.conv2"] / sizes["2.2.conv2"] == pytest.approx(last, abs=0.0006)
@@ -346,7 +347,7 @@ def test_erk_densities_of_resnet20():
 
 
 def test_er_counts_channels_only():
-    counts = selection.erdos_renyi_counts({"a": (10, 10, 3, 3), "b": (10, 30)}, 440, kernel=False)
+    counts = allocation.erdos_renyi_counts({"a": (10, 10, 3, 3), "b": (10, 30)}, 440, kernel=False)
     # eps * 20 * 9 : eps * 40
     assert counts == {"a": 360, "b": 80}
 
@@ -361,11 +362,11 @@ def test_allocations_sum_exactly_and_fit_the_layers(shapes, share, rule):
     named = {str(i): tuple(s) for i, s in enumerate(shapes)}
     count = round(share * sum(math.prod(s) for s in shapes))
     counts = {
-        "uniform": lambda: selection.uniform_counts(named, count),
-        "erk": lambda: selection.erdos_renyi_counts(named, count),
-        "er": lambda: selection.erdos_renyi_counts(named, count, kernel=False),
-        "smart": lambda: selection.smart_ratio_counts(named, count),
-        "smart-vgg": lambda: selection.smart_ratio_counts(named, count, divide_by_position=True),
+        "uniform": lambda: allocation.uniform_counts(named, count),
+        "erk": lambda: allocation.erdos_renyi_counts(named, count),
+        "er": lambda: allocation.erdos_renyi_counts(named, count, kernel=False),
+        "smart": lambda: allocation.smart_ratio_counts(named, count),
+        "smart-vgg": lambda: allocation.smart_ratio_counts(named, count, divide_by_position=True),
     }[rule]()
     assert list(counts) == list(named)
     assert sum(counts.values()) == count
@@ -375,15 +376,15 @@ def test_allocations_sum_exactly_and_fit_the_layers(shapes, share, rule):
 def test_smart_ratio_formula():
     shapes = {"a": (10, 10), "b": (10, 10), "c": (10, 10)}
     # L = 3: 12 : 6 for the hidden layers, 30 % of the output layer
-    assert selection.smart_ratio_counts(shapes, 120) == {"a": 60, "b": 30, "c": 30}
+    assert allocation.smart_ratio_counts(shapes, 120) == {"a": 60, "b": 30, "c": 30}
     # 12 / 1 : 6 / 4
-    assert selection.smart_ratio_counts(shapes, 120, divide_by_position=True) == {"a": 80, "b": 10, "c": 30}
+    assert allocation.smart_ratio_counts(shapes, 120, divide_by_position=True) == {"a": 80, "b": 10, "c": 30}
     # the first layer overflows into the second
-    assert selection.smart_ratio_counts(shapes, 190) == {"a": 100, "b": 60, "c": 30}
+    assert allocation.smart_ratio_counts(shapes, 190) == {"a": 100, "b": 60, "c": 30}
 
 
 def test_uniform_counts_give_largest_remainders_first():
-    assert selection.uniform_counts({"a": (10,), "b": (7,), "c": (3,)}, 5) == {"a": 2, "b": 2, "c": 1}
+    assert allocation.uniform_counts({"a": (10,), "b": (7,), "c": (3,)}, 5) == {"a": 2, "b": 2, "c": 1}
 
 
 # --- controls ---

@@ -14,7 +14,8 @@ import torch
 from lthlib.basis import Basis, bases
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
-from lthlib.finders.selection import counts_of, keep_top, layerwise_shuffle, random_masks
+from lthlib.finders.allocation import counts_of
+from lthlib.finders.selection import keep_top, layerwise_shuffle, random_masks
 from lthlib.models import Architecture, initial_state, output_layer
 from lthlib.randomness import generator
 from lthlib.recipe import Recipe

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lthlib.errors import InputError
-from lthlib.finders import selection
+from lthlib.finders import allocation, selection
 from lthlib.finders.scores import structure
 from lthlib.finders.structured import readers
 from lthlib.models import ResNet, prunable
@@ -90,7 +90,7 @@ def effective_masks(ticket: Ticket) -> State:
 
 def effective_density(ticket: Ticket) -> float:
     """Weights on live input-output paths / prunable, in [0, `ticket.density`]."""
-    return sum(selection.counts_of(effective_masks(ticket)).values()) / ticket.prunable
+    return sum(allocation.counts_of(effective_masks(ticket)).values()) / ticket.prunable
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ class LayerReport:
 def layer_report(ticket: Ticket) -> list[LayerReport]:
     """One row a layer, in the network's order; empty layers are those that collapsed."""
     canonical = ticket.off == "zero" and all(basis.is_identity for basis in ticket.bases.values())
-    effective = selection.counts_of(effective_masks(ticket)) if canonical else {}
-    kept = selection.counts_of(ticket.masks)
+    effective = allocation.counts_of(effective_masks(ticket)) if canonical else {}
+    kept = allocation.counts_of(ticket.masks)
     return [LayerReport(name, mask.numel(), kept[name], effective.get(name)) for name, mask in ticket.masks.items()]
 
 
 def collapsed_layers(ticket: Ticket) -> tuple[str, ...]:
     """Names of the layers that keep no weight at all. Tanaka et al. (arXiv 2006.05467) call this layer collapse."""
-    return tuple(name for name, kept in selection.counts_of(ticket.masks).items() if kept == 0)
+    return tuple(name for name, kept in allocation.counts_of(ticket.masks).items() if kept == 0)
 
 
 def is_connected(ticket: Ticket) -> bool:
@@ -182,12 +182,12 @@ def _walk(walker: "_Walker", masks: State, count: int, source: torch.Generator) 
 def _filled(ticket: Ticket, masks: State, count: int, source: torch.Generator) -> State:
     """`masks` made up to `count` by weights drawn by |w|: those between live units first, then any survivors."""
     for connected in (True, False):
-        missing = count - sum(selection.counts_of(masks).values())
+        missing = count - sum(allocation.counts_of(masks).values())
         open_weights = {name: ticket.masks[name] & ~mask for name, mask in masks.items()}
         if connected:
             gradients = path_gradients(ticket, masks)
             open_weights = {name: mask & (gradients[name] > 0) for name, mask in open_weights.items()}
-        drawn = min(missing, sum(selection.counts_of(open_weights).values()))
+        drawn = min(missing, sum(allocation.counts_of(open_weights).values()))
         # A weight of exactly 0 may be needed to meet the count.
         scores = {name: w.detach().abs().double().clamp(min=1e-300) for name, w in ticket.weights().items()}
         more = selection.sample(scores, drawn, among=open_weights, generator=source)

@@ -13,17 +13,9 @@ import torch
 from torch import Tensor
 
 from lthlib.errors import InputError, unknown
-from lthlib.finders import selection
-from lthlib.finders.selection import (
-    Count,
-    check_scores,
-    counts_of,
-    keep_top,
-    kept_count,
-    random_masks,
-    sample,
-    sample_reweighted,
-)
+from lthlib.finders import allocation, selection
+from lthlib.finders.allocation import counts_of, kept_count
+from lthlib.finders.selection import Count, check_scores, keep_top, random_masks, sample, sample_reweighted
 from lthlib.models import output_layer
 from lthlib.randomness import generator
 from lthlib.ticket import State, Ticket
@@ -202,11 +194,11 @@ def _layer_counts(ticket: Ticket, live: State, count: Count, sampling: Sampling)
     shapes = {name: tuple(ticket.masks[name].shape) for name in live}
     if sampling.scope == "smart-ratio":
         vgg = ticket.architecture.name.startswith("vgg")
-        counts = selection.smart_ratio_counts(shapes, total, divide_by_position=vgg)
+        counts = allocation.smart_ratio_counts(shapes, total, divide_by_position=vgg)
     elif sampling.scope == "uniform":
-        counts = selection.uniform_counts(shapes, total)
+        counts = allocation.uniform_counts(shapes, total)
     else:
-        counts = selection.erdos_renyi_counts(shapes, total, kernel=sampling.scope == "erk")
+        counts = allocation.erdos_renyi_counts(shapes, total, kernel=sampling.scope == "erk")
     if sampling.keep_one:
         for empty in [name for name, number in counts.items() if number == 0]:
             counts[max(counts, key=counts.__getitem__)] -= 1

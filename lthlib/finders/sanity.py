@@ -15,8 +15,9 @@ from torch import Tensor
 from lthlib import models
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
+from lthlib.finders.allocation import erdos_renyi_counts, smart_ratio_counts
 from lthlib.finders.magnitude import layerwise_shuffled, randomly_masked, reinitialised, shapes_of
-from lthlib.finders.selection import erdos_renyi_counts, random_masks, smart_ratio_counts
+from lthlib.finders.selection import random_masks
 from lthlib.models import Architecture, prunable
 from lthlib.randomness import generator
 from lthlib.ticket import Ticket
@@ -89,14 +90,14 @@ def values_shuffled(ticket: Ticket, seed: int) -> Ticket:
 
 
 def erk_masked(ticket: Ticket, seed: int) -> Ticket:
-    """A random mask of the same total with Erdos-Renyi-kernel counts (`selection.erdos_renyi_counts`)."""
+    """A random mask of the same total with Erdos-Renyi-kernel counts (`allocation.erdos_renyi_counts`)."""
     shapes = shapes_of(ticket)
     counts = erdos_renyi_counts(shapes, ticket.kept)
     return ticket.with_masks(random_masks(shapes, counts, generator(seed, "random mask", "erk")))
 
 
 def smart_ratio_masked(ticket: Ticket, seed: int) -> Ticket:
-    """A random mask of the same total with smart-ratio counts (`selection.smart_ratio_counts`, their rule for VGG)."""
+    """A random mask of the same total with smart-ratio counts (`allocation.smart_ratio_counts`, their rule for VGG)."""
     shapes, vgg = shapes_of(ticket), ticket.architecture.name.startswith("vgg")
     counts = smart_ratio_counts(shapes, ticket.kept, divide_by_position=vgg)
     return ticket.with_masks(random_masks(shapes, counts, generator(seed, "random mask", "smart-ratio")))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from lthlib.basis import Basis, Kronecker, RowReflection, row_reflection, svd
 from lthlib.errors import InputError, unknown
-from lthlib.finders.selection import keep_top, kept_count
+from lthlib.finders.allocation import kept_count
+from lthlib.finders.selection import keep_top
 from lthlib.models import VGG, Architecture, Conv, ResNet, build, multiply_accumulates, output_layer, prunable
 from lthlib.network import ACTIVATIONS
 from lthlib.proximal import low_rank_mask, rank_truncation, row_norms
