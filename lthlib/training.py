@@ -305,9 +305,7 @@ class _Job:
                 ticket=ticket,
                 seed=seed,
                 history=history,
-                early_stopping_step=int(min(history, key=lambda row: row["validation_loss"])["step"])
-                if history
-                else total,
+                early_stopping_step=_early_stopping_step(history, total),
                 snapshots={step: taken[index] for step, taken in kept.items()},
             )
             for index, (ticket, seed, history) in enumerate(zip(net.tickets(), seeds, histories, strict=True))
