@@ -270,17 +270,21 @@ class SingleNetwork(Network):
         return tensor
 
     def _layout(self, tensor: Tensor) -> Tensor:
-        return self._in_layout(tensor.detach().clone())
-
-    def _in_layout(self, tensor: Tensor) -> Tensor:
-        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+        return tensor.detach().clone(memory_format=_memory_format(tensor))
 
     def prepare(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last)
 
     def forward(self, inputs: Tensor, training: bool) -> Tensor:
         self.module.train(training)
-        # Synthesised weights come in rows; a convolution of channels_last images wants its weights in that layout too.
-        weights = {name: self._in_layout(weight) for name, weight in self._weights().items()}
+        weights = {
+            # Synthesised weights come in rows; a convolution of channels_last images wants them in that layout too.
+            name: weight if weight is self.leaves[name] else weight.contiguous(memory_format=_memory_format(weight))
+            for name, weight in self._weights().items()
+        }
         state = {**weights, **self.affine, **self.buffers}
         return functional_call(self.module, state, (inputs.squeeze(0),)).unsqueeze(0)
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    return torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
