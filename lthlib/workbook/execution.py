@@ -30,7 +30,7 @@ ERROR_TAG = "papermill-error-cell-tag"
 
 @dataclass(frozen=True)
 class Execution:
-    """How it went: `reason` is empty for success, else one line; `usage` is what the kernel reported at its end."""
+    """How it went: `reason` is empty for success, else one line; `usage` is what the kernel last reported."""
 
     reason: str
     usage: dict[str, Any] = field(default_factory=dict)

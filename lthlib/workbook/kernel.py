@@ -1,9 +1,9 @@
-"""Runs inside the kernel: starts ipykernel and, as it ends, reports what the notebook used.
+"""Runs inside the kernel: starts ipykernel and reports, after each cell, what the notebook has used so far.
 
-The runner starts `python -m lthlib.workbook.kernel`; figures such as peak memory are known only here, at the end.
+The runner starts `python -m lthlib.workbook.kernel`; figures such as peak memory are known only here. After each cell,
+because a kernel that ends slowly is killed before it could report at its end.
 """
 
-import atexit
 import json
 import os
 import platform
@@ -22,15 +22,19 @@ def main() -> None:
         del sys.path[0]
     from ipykernel.kernelapp import IPKernelApp
 
-    if REPORT in os.environ:
-        atexit.register(write_report, Path(os.environ[REPORT]))
+    app = IPKernelApp.instance()
     # Kernels side by side would wait for each other's lock on the one history file.
-    IPKernelApp.launch_instance([*sys.argv[1:], "--HistoryManager.enabled=False"])
+    app.initialize([*sys.argv[1:], "--HistoryManager.enabled=False"])
+    if REPORT in os.environ and app.shell is not None:
+        app.shell.events.register("post_run_cell", lambda _: write_report(Path(os.environ[REPORT])))
+    app.start()
 
 
 def write_report(path: Path) -> None:
-    """Writes `usage()` as JSON."""
-    path.write_text(json.dumps(usage()), encoding="utf-8")
+    """Writes `usage()` as JSON, whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(usage()), encoding="utf-8")
+    part.replace(path)
 
 
 def usage() -> dict[str, Any]:
