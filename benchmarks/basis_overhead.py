@@ -30,9 +30,9 @@ def cifar_shaped(examples: int) -> Dataset:
     return Dataset("cifar-shaped", part, one, one, classes=10, mean=mean, std=std, augmentation="none")
 
 
-def step_seconds(tickets: list[Ticket], dataset: Dataset) -> Callable[[], float]:
-    """Seconds a step of one epoch at batch 128, anew at each call; the set-up around the steps included."""
-    recipe = Recipe(batch_size=128, epochs=1, evaluations=1)
+def step_seconds(tickets: list[Ticket], dataset: Dataset, epochs: int) -> Callable[[], float]:
+    """Seconds a step at batch 128, anew at each call; the set-up around the steps, such as turning the data, included."""
+    recipe = Recipe(batch_size=128, epochs=epochs, evaluations=1)
 
     def measure() -> float:
         start = time.perf_counter()
@@ -43,11 +43,15 @@ def step_seconds(tickets: list[Ticket], dataset: Dataset) -> Callable[[], float]
     return measure
 
 
-def overhead(model: str, replicates: int, dataset: Dataset, goals: dict[str, str], repeats: int) -> list[Row]:
+def overhead(
+    model: str, replicates: int, dataset: Dataset, goals: dict[str, str], repeats: int, epochs: int
+) -> list[Row]:
     """One row a basis rule: median seconds a step beside the canonical ones, measured in turn."""
     initial = initial_tickets(architecture(model, dataset.input_shape, 10), list(range(replicates)))
     turned = {rule: [ticket.in_bases(bases_for(ticket, rule)) for ticket in initial] for rule in goals}
-    measures = {rule: step_seconds(tickets, dataset) for rule, tickets in ({"canonical": initial} | turned).items()}
+    measures = {
+        rule: step_seconds(tickets, dataset, epochs) for rule, tickets in ({"canonical": initial} | turned).items()
+    }
     # In turn, so that a drift of the machine's speed touches all alike.
     taken: dict[str, list[float]] = {rule: [] for rule in measures}
     for _ in range(repeats):
@@ -65,6 +69,7 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("--lenet-examples", type=int, default=12_800)
+    arguments.add_argument("--epochs", type=int, default=5, help="of a LeNet training, whose data are turned once")
     arguments.add_argument("--resnet-examples", type=int, default=512)
     chosen = arguments.parse_args()
     inputs, both = "<= 1.1", "<= 1.8"
@@ -72,8 +77,8 @@ def main() -> None:
         ("dct", "haar", "hadamard", "random"), both
     )
     resnet = dict.fromkeys(("dct@kernel", "dct", "hadamard", "random"), "<= 1.15")
-    rows = overhead("lenet-300-100", 4, mnist_shaped(chosen.lenet_examples), lenet, chosen.repeats)
-    rows += overhead("resnet-20", 1, cifar_shaped(chosen.resnet_examples), resnet, chosen.repeats)
+    rows = overhead("lenet-300-100", 4, mnist_shaped(chosen.lenet_examples), lenet, chosen.repeats, chosen.epochs)
+    rows += overhead("resnet-20", 1, cifar_shaped(chosen.resnet_examples), resnet, chosen.repeats, 1)
     report(rows, chosen.json)
 
 
