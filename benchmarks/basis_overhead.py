@@ -31,7 +31,7 @@ def cifar_shaped(examples: int) -> Dataset:
 
 
 def step_seconds(tickets: list[Ticket], dataset: Dataset, epochs: int) -> Callable[[], float]:
-    """Seconds a step at batch 128, anew at each call; the set-up around the steps, such as turning the data, included."""
+    """Seconds a step at batch 128, anew at each call; the set-up around the steps (turning the data) included."""
     recipe = Recipe(batch_size=128, epochs=epochs, evaluations=1)
 
     def measure() -> float:
