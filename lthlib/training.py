@@ -27,7 +27,7 @@ from lthlib.randomness import generator
 from lthlib.recipe import DTYPES, OPTIMIZERS, Recipe
 from lthlib.stacked_sgd import StackedSGD, covers
 from lthlib.store import Store, write_json
-from lthlib.threads import StoppedError, shares, side_by_side
+from lthlib.threads import StoppedError, Value, shares, side_by_side
 from lthlib.ticket import Ticket
 
 
@@ -118,8 +118,7 @@ def train(
             partial(job.run, [tickets[indices[i]] for i in stack], [seeds[indices[i]] for i in stack], progress)
             for stack in stacks
         ]
-        ran = side_by_side(tasks) if where.type == "cpu" else (task(Event()) for task in tasks)
-        for stack, trained in zip(stacks, ran, strict=True):
+        for stack, trained in zip(stacks, _run(tasks, where), strict=True):
             results |= zip([indices[i] for i in stack], trained, strict=True)
             yield from _in_order(pending, results)
         for i in alone:
@@ -216,8 +215,8 @@ def evaluate(
 
     stacks, alone = _groups(tickets, where)
     tasks = [partial(measured, stack) for stack in stacks]
-    found = side_by_side(tasks) if where.type == "cpu" else (task(Event()) for task in tasks)
-    results = {i: one for stack, part in zip(stacks, found, strict=True) for i, one in zip(stack, part, strict=True)}
+    found = zip(stacks, _run(tasks, where), strict=True)
+    results = {i: one for stack, part in found for i, one in zip(stack, part, strict=True)}
     results |= {i: measured([i], Event())[0] for i in alone}
     return [results[i] for i in range(len(tickets))]
 
@@ -245,6 +244,11 @@ def _groups(tickets: Sequence[Ticket], device: torch.device) -> tuple[list[list[
         else:
             alone += group
     return stacks, alone
+
+
+def _run(tasks: Sequence[Callable[[Event], Value]], device: torch.device) -> Iterator[Value]:
+    """The values of all stacks' tasks in order: beside each other on the CPU's cores, in turn on one device."""
+    return side_by_side(tasks) if device.type == "cpu" else (task(Event()) for task in tasks)
 
 
 @dataclass(frozen=True)
