@@ -28,6 +28,7 @@ VALID_MODELS = (
     "vgg-16",
     "vgg-19",
     "vgg-D-wWIDTH",
+    "vgg-D-fcLAYERS[-wWIDTH]",
     "package.module:function",
 )
 SCHEMES = ("kaiming_normal", "kaiming_uniform", "glorot_normal", "signed_constant", "open_lth")
@@ -57,8 +58,9 @@ def architecture(name: str, input_shape: tuple[int, int, int], classes: int) -> 
 
     Names: `lenet-W1-W2-...` (`lenet` is `lenet-300-100`; LeCun et al. 1998), `conv-2|4|6[-wWIDTH]` (Frankle & Carbin,
     arXiv 1803.03635, Figure 2), `resnet-D[-wWIDTH]` with D = 6n + 2 (He et al., arXiv 1512.03385, section 4.2),
-    `vgg-11|13|16|19[-wWIDTH]` with BatchNorm (arXiv 1409.1556; one linear layer after pooling, as in
-    arXiv 2103.16547), or `package.module:function`, a user's own factory `function(input_shape, classes) -> nn.Module`.
+    `vgg-11|13|16|19[-fcLAYERS][-wWIDTH]` with BatchNorm (arXiv 1409.1556; LAYERS linear layers after pooling, by
+    default one, as in arXiv 2103.16547), or `package.module:function`, a user's own factory
+    `function(input_shape, classes) -> nn.Module`.
     Default widths are left out of the name, so that equal structures compare equal. Raises InputError.
     """
     shape = tuple(input_shape)
@@ -84,13 +86,14 @@ def _canonical(name: str) -> str:
         )
     if re.fullmatch(r"lenet(-[1-9]\d*)+", name):
         return name
-    if match := re.fullmatch(r"(resnet|vgg|conv)-(\d+)(?:-w([1-9]\d*))?", name):
-        family, depth, width = match[1], int(match[2]), match[3]
+    if match := re.fullmatch(r"(resnet|vgg|conv)-(\d+)((?<=vgg-\d\d)-fc[1-9]\d*)?(?:-w([1-9]\d*))?", name):
+        family, depth, layers, width = match[1], int(match[2]), match[3] or "", match[4]
         if family == "resnet" and (depth < 8 or depth % 6 != 2):
             raise InputError(f"model {name!r}: a CIFAR ResNet has depth 6n + 2 (valid: 8, 14, 20, 32, 44, 56, ...)")
         plain = f"{family}-{depth}"
         if family == "resnet" or plain in CONVOLUTIONS_PER_STAGE:
             default = 16 if family == "resnet" else 64
+            plain += "" if layers == "-fc1" else layers
             return plain if width is None or int(width) == default else f"{plain}-w{width}"
     raise unknown("model", name, VALID_MODELS)
 
@@ -114,11 +117,15 @@ def _make(architecture: Architecture) -> nn.Module:
     family, *numbers = name.split("-")
     if family == "lenet":
         return _lenet([int(width) for width in numbers], shape, classes)
-    width = int(numbers[1][1:]) if len(numbers) > 1 else (16 if family == "resnet" else 64)
+    sizes = {"w": 16 if family == "resnet" else 64, "fc": 1}
+    sizes |= {number.rstrip("0123456789"): int(number.lstrip("wfc")) for number in numbers[1:]}
+    width = sizes["w"]
     if family == "resnet":
         return ResNet((int(numbers[0]) - 2) // 6, width, shape[0], classes)
     stages = CONVOLUTIONS_PER_STAGE[f"{family}-{numbers[0]}"]
-    return Conv(stages, width, shape, classes) if family == "conv" else VGG(stages, width, shape[0], classes)
+    if family == "conv":
+        return Conv(stages, width, shape, classes)
+    return VGG(stages, width, shape[0], classes, sizes["fc"])
 
 
 def _lenet(hidden: list[int], shape: tuple[int, int, int], classes: int) -> nn.Sequential:
@@ -177,9 +184,13 @@ class ConvolutionUnit(nn.Module):
 
 
 class VGG(nn.Module):
-    """VGG with BatchNorm for small images: `stages[s]` is the s-th stage's `Sequential` of convolution units."""
+    """VGG with BatchNorm for small images: `stages[s]` is the s-th stage's `Sequential` of convolution units.
 
-    def __init__(self, stages: tuple[int, ...], width: int, channels: int, classes: int) -> None:
+    `layers` counts the linear layers after pooling; those before `output` are square, each with a ReLU, in `hidden`
+    (arXiv 2103.16547, section 4.4).
+    """
+
+    def __init__(self, stages: tuple[int, ...], width: int, channels: int, classes: int, layers: int = 1) -> None:
         super().__init__()
         self.stages = nn.ModuleList()
         for number, count in enumerate(stages):
@@ -187,12 +198,14 @@ class VGG(nn.Module):
             inputs = [channels, *[outputs] * (count - 1)]
             self.stages.append(nn.Sequential(*(ConvolutionUnit(size, outputs) for size in inputs)))
             channels = outputs
+        square = [part for _ in range(layers - 1) for part in (nn.Linear(channels, channels), nn.ReLU())]
+        self.hidden = nn.Sequential(*square)
         self.output = nn.Linear(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         for number, stage in enumerate(self.stages):
             images = stage(images if number == 0 else _pool(images))
-        return self.output(images.mean((2, 3)))
+        return self.output(self.hidden(images.mean((2, 3))))
 
 
 class Block(nn.Module):

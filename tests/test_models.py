@@ -39,6 +39,7 @@ def prunable_total(name, shape=CIFAR):
         ("vgg-13", 9_407_168),
         ("vgg-16", 14_715_584),
         ("vgg-19", 20_024_000),
+        ("vgg-13-fc3", 9_407_168 + 2 * 512 * 512),
         # arXiv 1803.03635, Figure 2: 4.3 M and 2.4 M (Conv-6: see the docstring of Conv)
         ("conv-2", 4_300_992),
         ("conv-4", 2_425_024),
@@ -73,7 +74,18 @@ def test_macs_of_linear_layers_are_their_weights():
 
 
 @pytest.mark.parametrize(
-    "name", ["lenet", "lenet-16", "conv-2-w8", "conv-6-w8", "resnet-8-w4", "resnet-20-w2", "vgg-11-w4", "vgg-19-w4"]
+    "name",
+    [
+        "lenet",
+        "lenet-16",
+        "conv-2-w8",
+        "conv-6-w8",
+        "resnet-8-w4",
+        "resnet-20-w2",
+        "vgg-11-w4",
+        "vgg-19-w4",
+        "vgg-11-fc3-w4",
+    ],
 )
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 5, 3), (1, 1, 1)])
 def test_every_architecture_takes_every_input(name, shape):
@@ -94,6 +106,8 @@ def test_default_widths_give_equal_architectures():
     assert architecture("lenet", CIFAR, 10) == architecture("lenet-300-100", CIFAR, 10)
     assert architecture("resnet-20-w16", CIFAR, 10) == architecture("resnet-20", CIFAR, 10)
     assert architecture("vgg-11-w64", list(CIFAR), 10) == architecture("vgg-11", CIFAR, 10)
+    assert architecture("vgg-11-fc1-w8", CIFAR, 10) == architecture("vgg-11-w8", CIFAR, 10)
+    assert architecture("vgg-11-fc2-w64", CIFAR, 10) == architecture("vgg-11-fc2", CIFAR, 10)
     assert architecture("resnet-20-w8", CIFAR, 10) != architecture("resnet-20", CIFAR, 10)
 
 
@@ -293,6 +307,8 @@ def test_an_error_inside_the_own_module_stays_itself(own):
         ("lenet-300-0", "unknown model"),
         ("lenet-", "unknown model"),
         ("conv-3", "unknown model 'conv-3', did you mean 'conv-"),
+        ("resnet-8-fc2", "unknown model 'resnet-8-fc2'"),
+        ("vgg-11-fc0", "unknown model 'vgg-11-fc0'"),
         ("vgg-12", "unknown model 'vgg-12', did you mean 'vgg-"),
         ("", "unknown model ''"),
     ],

@@ -142,7 +142,7 @@ def test_deep_networks_neither_overflow_nor_underflow():
     assert effective_density(ticket.with_masks(single)) == len(single) / ticket.prunable
 
 
-@pytest.mark.parametrize("name", ["lenet-40-20", "conv-4-w4", "vgg-11-w4"])
+@pytest.mark.parametrize("name", ["lenet-40-20", "conv-4-w4", "vgg-11-w4", "vgg-11-fc3-w4"])
 @pytest.mark.parametrize("density", [0.02, 0.2])
 def test_phew_keeps_an_exact_count_all_of_it_on_paths(name, density):
     ticket = dense(name, (1, 16, 16))

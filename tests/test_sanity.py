@@ -55,7 +55,13 @@ def test_shuffled_values_are_the_same_values_elsewhere():
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("lenet-300-100", (1, 28, 28)), ("conv-4", (3, 32, 32)), ("vgg-11-w16", (3, 32, 32)), ("resnet-20", (3, 32, 32))],
+    [
+        ("lenet-300-100", (1, 28, 28)),
+        ("conv-4", (3, 32, 32)),
+        ("vgg-11-w16", (3, 32, 32)),
+        ("vgg-11-fc3-w32", (1, 8, 8)),
+        ("resnet-20", (3, 32, 32)),
+    ],
 )
 def test_small_dense_is_the_nearest_narrower_network(name, shape):
     model = architecture(name, shape, 10)

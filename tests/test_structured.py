@@ -33,7 +33,13 @@ from lthlib.ticket import Ticket, dense_ticket
 from lthlib.training import Trained, train
 
 DIGITS = (1, 8, 8)
-SMALL = {"lenet-24-16": DIGITS, "conv-2-w4": DIGITS, "resnet-8-w4": DIGITS, "vgg-11-w4": DIGITS}
+SMALL = {
+    "lenet-24-16": DIGITS,
+    "conv-2-w4": DIGITS,
+    "resnet-8-w4": DIGITS,
+    "vgg-11-w4": DIGITS,
+    "vgg-11-fc2-w4": DIGITS,
+}
 STEPS = Recipe(epochs=0.5, evaluations=1, weight_decay=1e-2, learning_rate=0.05)
 
 

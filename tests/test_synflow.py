@@ -34,7 +34,7 @@ def test_one_linear_layer_scores_its_magnitudes():
     assert score.dtype == torch.float64 and torch.equal(score, ticket.coefficients["1.weight"].abs().double())
 
 
-@pytest.mark.parametrize("name", ["lenet-12-8-6", "conv-4-w2", "vgg-11-w2"])
+@pytest.mark.parametrize("name", ["lenet-12-8-6", "conv-4-w2", "vgg-11-w2", "vgg-11-fc2-w2"])
 def test_flow_is_conserved_from_layer_to_layer(name):
     ticket = dense(name)
     for masked in (ticket, ticket.with_masks(synflow_masks(ticket, [ticket.prunable // 3]))):

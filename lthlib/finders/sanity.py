@@ -124,15 +124,16 @@ def small_dense(architecture: Architecture, count: int) -> Architecture:
     if ":" in name or count < 1:
         raise InputError(f"no model like {name!r} of {count} weights is known (valid: lenet, conv, vgg, resnet)")
     family, *numbers = name.split("-")
+    plain, _, own = name.partition("-w")
 
     def narrower(width: int) -> Architecture:
         if family == "lenet":
             hidden = [max(1, round(int(number) * width / widest)) for number in numbers]
             return models.architecture("-".join(map(str, (family, *hidden))), shape, classes)
-        return models.architecture(f"{family}-{numbers[0]}-w{width}", shape, classes)
+        return models.architecture(f"{plain}-w{width}", shape, classes)
 
     default = 16 if family == "resnet" else 64
-    widest = max(map(int, numbers)) if family == "lenet" else int(numbers[1][1:]) if len(numbers) > 1 else default
+    widest = max(map(int, numbers)) if family == "lenet" else int(own) if own else default
     widths = range(1, widest + 1)
     place = min(bisect_left(widths, count, key=lambda width: _size(narrower(width))), widest - 1)
     return min((narrower(widths[i]) for i in {max(place - 1, 0), place}), key=lambda a: abs(_size(a) - count))
