@@ -142,6 +142,25 @@ class Network:
                 value = torch.where(self.masks[name], value, self.held[name])
             self.leaves[name].copy_(self._from_coefficients(name, value))
 
+    def each(self, state: State) -> list[State]:
+        """Tensors with this network's leading axes as one state (of views) for each ticket."""
+        return [{name: self._part(tensor, index) for name, tensor in state.items()} for index in range(self.count)]
+
+    @torch.no_grad()
+    def remask(self, masks: Sequence[State]) -> State:
+        """From here on each ticket prunes by its own of `masks` (boolean, for all prunable tensors).
+
+        Returns which coefficients stay kept, with leading axes: all others are zero now, new ones too. For leaves
+        that are coefficients and `off="zero"`.
+        """
+        stays = {}
+        for name, leaf in self.leaves.items():
+            mask = self._join([own[name] for own in masks]).to(leaf.device)
+            stays[name] = mask & self.masks.get(name, mask)
+            leaf.masked_fill_(~stays[name], 0)
+            self.masks[name], self.held[name] = mask, torch.zeros_like(leaf)
+        return stays
+
     @torch.no_grad()
     def hold(self) -> None:
         """Puts pruned coefficients back where they are held, after a step that may have moved them.
@@ -185,7 +204,12 @@ class Network:
             }
 
         return [
-            replace(source, coefficients=part(coefficients, index), rest=part(rest, index))
+            replace(
+                source,
+                coefficients=part(coefficients, index),
+                masks={**source.masks, **part(self.masks, index)},
+                rest=part(rest, index),
+            )
             for index, source in enumerate(self.sources)
         ]
 

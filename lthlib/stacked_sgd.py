@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lthlib.network import LinearStack, Network
+from lthlib.ticket import State
 
 
 class StackedSGD:
@@ -21,6 +22,13 @@ class StackedSGD:
         self.velocity = {name: torch.zeros_like(tensor) for name, tensor in {**net.leaves, **net.affine}.items()}
         self.masks = {name: mask.to(net.leaves[name].dtype) for name, mask in net.masks.items()}
         self.prefixes = [prefix for prefix, layer in net.layers if isinstance(layer, nn.Linear)]
+
+    @torch.no_grad()
+    def remasked(self, stays: State) -> None:
+        """Follows a change of the network's masks: momentum is zero but where a coefficient stays kept."""
+        for name, kept in stays.items():
+            self.velocity[name].masked_fill_(~kept, 0)
+            self.masks[name] = self.net.masks[name].to(self.velocity[name].dtype)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, labels: Tensor, learning_rate: float) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from lthlib.data import Dataset, augment, augmentation_draws
 from lthlib.errors import InputError, unknown
+from lthlib.mask_updates import MaskUpdates, Step, dense_gradients, refuse_unchangeable, update_masks
 from lthlib.network import Network, is_linear, network, stack_key
 from lthlib.proximal import Penalty
 from lthlib.randomness import generator
@@ -28,14 +29,14 @@ from lthlib.recipe import DTYPES, OPTIMIZERS, Recipe
 from lthlib.stacked_sgd import StackedSGD, covers
 from lthlib.store import Store, write_json
 from lthlib.threads import StoppedError, Value, shares, side_by_side
-from lthlib.ticket import Ticket
+from lthlib.ticket import State, Ticket
 
 
 @dataclass(frozen=True)
 class Trained:
     """What training one ticket gave.
 
-    - `ticket`: the ticket with its final coefficients (pruned ones exactly zero, or as held).
+    - `ticket`: the ticket with its final coefficients (pruned ones exactly zero, or as held) and masks.
     - `history`: one row per evaluation: step, train_loss, validation_loss, validation_accuracy (percent).
     - `early_stopping_step`: the step of the smallest validation loss.
     - `snapshots`: the ticket after the asked-for numbers of steps.
@@ -81,6 +82,7 @@ def train(
     start_step: int = 0,
     snapshots: Sequence[int] = (),
     penalty: Penalty | None = None,
+    mask_updates: MaskUpdates | None = None,
     device: str | torch.device = "auto",
     store: Store | None = None,
     progress: str = "",
@@ -88,8 +90,9 @@ def train(
     """Trains each ticket with the data order and augmentation of its seed, from `start_step` to the recipe's end.
 
     The schedule and the data order go on from `start_step`; optimizer moments start at zero. `penalty` acts
-    on the coefficients after each step. With a `store`, trainings that it holds are read and new ones kept: the key
-    is all that fixes the result, the tickets' content included.
+    on the coefficients after each step; then `mask_updates`, where they are due, change the masks. With a `store`,
+    trainings that it holds are read and new ones kept: the key is all that fixes the result, the tickets' content
+    included.
     `progress` names a progress bar; empty shows none. Raises InputError for tickets of several architectures, of
     another input shape than the data's, or steps outside the training, and FloatingPointError, naming ticket and step,
     where a loss is no longer finite.
@@ -105,12 +108,14 @@ def train(
     for step in snapshots:
         if not start_step <= step <= total:
             raise InputError(f"snapshot at step {step} is outside the training (valid: {start_step} to {total})")
+    if mask_updates is not None:
+        refuse_unchangeable(tickets, recipe)
     where = pick_device(device)
     data = dataset.to(where)
 
     def work(indices: list[int]) -> Iterator[Trained]:
         """In the order of `indices`, each as soon as it is there, so that a store keeps what a killed run finished."""
-        job = _Job(recipe, data, start_step, tuple(snapshots), penalty, where)
+        job = _Job(recipe, data, start_step, tuple(snapshots), penalty, where, mask_updates)
         results: dict[int, Trained] = {}
         pending = list(indices)
         stacks, alone = _groups([tickets[i] for i in indices], where)
@@ -138,6 +143,8 @@ def train(
         "code": code_version(),
         "torch": torch.__version__,
     }
+    if mask_updates is not None:
+        common["mask_updates"] = mask_updates.key()
     keys = [{**common, "ticket": ticket.digest(), "seed": seed} for ticket, seed in zip(tickets, seeds, strict=True)]
     return store.compute(keys, work, _save, _load)
 
@@ -155,6 +162,7 @@ def code_version() -> str:
         "axes",
         "basis",
         "data",
+        "mask_updates",
         "models",
         "network",
         "proximal",
@@ -261,6 +269,7 @@ class _Job:
     snapshots: tuple[int, ...]
     penalty: Penalty | None
     device: torch.device
+    mask_updates: MaskUpdates | None = None
 
     def run(self, tickets: list[Ticket], seeds: list[int], progress: str, stop: Event) -> list[Trained]:
         """Trains tickets that share one network."""
@@ -281,11 +290,15 @@ class _Job:
                 raise StoppedError("another stack failed")
             inputs, labels = batches.at(step)
             rate = recipe.learning_rate_at(step, len(data.train.labels))
+            due = self.mask_updates is not None and self.mask_updates.due(step + 1, total)
+            gradients = self._gradients(net, inputs, labels) if due else None
             # Summed in double and rounded once: the order of summation, which depends on the stack, leaves no trace.
             each = move(inputs, labels, rate)
             losses.append(each.double().mean(1).to(each.dtype))
             if self.penalty is not None:
                 _penalise(net, self.penalty, penalised, rate)
+            if self.mask_updates is not None and due:
+                update_masks(net, move, self.mask_updates, gradients, step + 1, total, seeds)
             if step + 1 in marks:
                 _refuse_divergence(torch.stack(losses), step + 1 - len(losses), tickets, seeds)
                 means = torch.stack(losses).double().mean(0).float().tolist()
@@ -314,6 +327,17 @@ class _Job:
             )
             for index, (ticket, seed, history) in enumerate(zip(net.tickets(), seeds, histories, strict=True))
         ]
+
+    def _gradients(self, net: Network, inputs: Tensor, labels: Tensor) -> State | None:
+        """What the masks' update reads of the step's batch, before the step."""
+        if self.mask_updates is None or not self.mask_updates.reads_gradients:
+            return None
+
+        def losses() -> Tensor:
+            with _autocast(self.recipe.precision, self.device):
+                return _losses(net.forward(inputs, training=True), labels)
+
+        return dense_gradients(net, losses)
 
 
 def _early_stopping_step(history: list[dict[str, float]], total: int) -> int:
@@ -357,25 +381,38 @@ class _Batches:
         return inputs.unflatten(0, chosen.shape), labels
 
 
-def _stepper(net: Network, recipe: Recipe, device: torch.device) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """What moves the network by one step (inputs, labels, learning rate) and returns the losses (replicates, batch)."""
+def _stepper(net: Network, recipe: Recipe, device: torch.device) -> Step:
+    """What moves the network by one step: by hand where that is written, else by autograd and torch's optimizer."""
     if recipe.precision != "bf16" and covers(net, recipe.optimizer, recipe.nesterov):
         return StackedSGD(net, recipe.momentum, recipe.weight_decay)
-    optimizer = _optimizer(net, recipe, device)
+    return _AutogradStep(net, recipe, device)
 
-    def move(inputs: Tensor, labels: Tensor, rate: float) -> Tensor:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with _autocast(recipe.precision, device):
-            losses = _losses(net.forward(inputs, training=True), labels)
-        optimizer.zero_grad(set_to_none=True)
+
+class _AutogradStep:
+    """A step by autograd and one of torch's optimizers."""
+
+    def __init__(self, net: Network, recipe: Recipe, device: torch.device) -> None:
+        self.net, self.precision, self.device = net, recipe.precision, device
+        self.optimizer = _optimizer(net, recipe, device)
+
+    def __call__(self, inputs: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with _autocast(self.precision, self.device):
+            losses = _losses(self.net.forward(inputs, training=True), labels)
+        self.optimizer.zero_grad(set_to_none=True)
         losses.mean(1).sum().backward()
-        net.mask_gradients()
-        optimizer.step()
-        net.hold()
+        self.net.mask_gradients()
+        self.optimizer.step()
+        self.net.hold()
         return losses.detach()
 
-    return move
+    def remasked(self, stays: State) -> None:
+        # A dropped coefficient gets no gradient, but what is left of its momentum would still move it.
+        for name, kept in stays.items():
+            for moment in self.optimizer.state[self.net.leaves[name]].values():
+                if isinstance(moment, Tensor) and moment.shape == kept.shape:
+                    moment.masked_fill_(~kept, 0)
 
 
 def _optimizer(net: Network, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
