@@ -45,6 +45,8 @@ class Supermask:
     - `density`: the fraction of weights kept, in (0, 1].
     - `scope`: one density in every layer (`layerwise`) or one ranking of all weights (`global`); None: the paper's,
       global for Gem-Miner, else layerwise.
+    - `counts`: how many weights each prunable tensor keeps, in module order, in place of `scope`; together they must be
+      `density` of all.
     - `levels`: how many steps the density takes from 1 down to `density`, level k keeping `density ** (k / levels)`,
       all for equal times; 0 keeps `density` throughout. None: 10 for Gem-Miner, else 0. `levels` = epochs is the
       annealing of Fischer & Burkholz (arXiv 2111.11146).
@@ -55,6 +57,7 @@ class Supermask:
     method: str = "edge-popup"
     density: float = 0.5
     scope: Literal["layerwise", "global"] | None = None
+    counts: tuple[int, ...] | None = None
     levels: int | None = None
     rescale: bool = False
     prune_biases: bool = False
@@ -65,6 +68,8 @@ class Supermask:
         if self.scope not in (None, "layerwise", "global"):
             raise unknown("scope", self.scope, ("layerwise", "global"))
         kept_count(self.density, 1)
+        if self.counts is not None and self.scope is not None:
+            raise InputError(f"counts say what each layer keeps, so scope must be None, found {self.scope!r}")
         if self.levels is not None and self.levels < 0:
             raise InputError(f"levels cannot be negative, found {self.levels}")
         if self.rescale and self.method != "supermask":
@@ -80,6 +85,11 @@ class Supermask:
         """How many of the prunable weights are kept at `density`: in all, or in each layer."""
         sizes = {name: mask.numel() for name, mask in masks.items()}
         total = kept_count(density, sum(sizes.values()))
+        if self.counts is not None:
+            # On the way down each layer keeps the same power of its last density.
+            power = math.log(density) / math.log(self.density) if self.density < 1 else 1.0
+            pairs = zip(sizes.items(), self.counts, strict=True)
+            return {name: round(size * (count / size) ** power) for (name, size), count in pairs}
         if (self.scope or ("global" if self.method == "gem-miner" else "layerwise")) == "global":
             return total
         return uniform_counts({name: (size,) for name, size in sizes.items()}, total)
@@ -313,15 +323,15 @@ class Search:
         return loss.detach()
 
     def _straight_through(self, name: str, gradient: Tensor, base: Tensor) -> Tensor:
-        """The gradient of a score from that of its effective weight."""
+        """The gradient of a score from that of its effective weight, written into the latter's place."""
         score = self.scores[name]
         if self._by_magnitude:
             # Through |s|, as released; biprop takes |w| for the slope of its binary weight, so that w remains in both.
-            return gradient * self.frozen[name] * score.sign()
+            return gradient.mul_(self.frozen[name]).mul_(score.sign())
         if self.settings.method == "supermask":
             p = score.sigmoid()
-            return gradient * base * (p * (1 - p))
-        return gradient * base
+            return gradient.mul_(base).mul_(p * (1 - p))
+        return gradient.mul_(base)
 
     def _outputs(self, values: State, inputs: Tensor) -> Tensor:
         if inputs.shape[1] > 1:

@@ -18,6 +18,7 @@ import torch
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError
+from lthlib.finders.allocation import kept_count
 from lthlib.finders.score_training import METHODS, Found, Search, Supermask, Task, biases_of
 from lthlib.finders.selection import keep_top
 from lthlib.models import Architecture, initial_state, prunable
@@ -157,6 +158,16 @@ def _refuse(source: Ticket, settings: Supermask, task: Task) -> None:
             f"model {source.architecture.name!r} for inputs {shape} and {source.architecture.classes} outputs does not "
             f"fit data of inputs {tuple(task.inputs.shape[1:])} and {outputs} outputs"
         )
+    if settings.counts is not None:
+        sizes, wanted = [mask.numel() for mask in source.masks.values()], kept_count(settings.density, source.prunable)
+        fitting = len(sizes) == len(settings.counts) and all(
+            0 <= k <= n for k, n in zip(settings.counts, sizes, strict=False)
+        )
+        if not fitting or sum(settings.counts) != wanted:
+            raise InputError(
+                f"counts {settings.counts} do not keep {wanted} weights (density {settings.density:.4g}) "
+                f"of layers of {sizes}"
+            )
     if settings.prune_biases and not biases_of(source):
         raise InputError(f"model {source.architecture.name!r} has no biases to prune (set prune_biases=False)")
 
