@@ -8,7 +8,7 @@ Their released code writes the sums into a network of the target's shape; here n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,7 @@ class Construction:
 
     - `ticket`: the source with its mask. Biases lie in `rest`, where a ticket has no mask: those that `bias_masks`
       does not keep are zero there, and `source_biases` holds all of them as drawn.
-    - `nodes`: the target. `effective`: the weights that the ticket gives it, by layer (two-layer only).
+    - `nodes`: the target; `kind`: how it was built.
     - `layers`: one row a target layer: weights, subset sums solved, redrawn, unreached (error above eps), largest and
       mean error, candidates kept a weight.
     """
@@ -53,7 +53,7 @@ class Construction:
     layers: pd.DataFrame
     source_biases: dict[str, Tensor]
     bias_masks: dict[str, Tensor]
-    effective: dict[str, Effective] = field(default_factory=dict)
+    kind: str = "two-layer"
 
     @property
     def counts(self) -> dict[str, float]:
@@ -79,6 +79,20 @@ class Construction:
         """Subset sums solved, redraws included."""
         return int(self.layers["solves"].sum())
 
+    @property
+    def effective(self) -> dict[str, Effective]:
+        """The weights that the ticket gives each target layer, from its masks alone. InputError for "depth-plus-one",
+        where a neuron's copies have weights of their own."""
+        if self.kind != "two-layer":
+            raise InputError(f"effective weights of a {self.kind!r} ticket: each copy of a neuron has its own")
+        state, names = self.ticket.state(), list(self.ticket.masks)
+        leak = LEAK if _has(self.nodes, "leaky") else 0.0
+        found = {}
+        for affine, inner, outer in zip(affines(self.nodes), names[::2], names[1::2], strict=True):
+            constants = state[inner.removesuffix("weight") + "bias"].double()
+            found[affine.name] = _effective(affine, state[inner], state[outer], constants, leak)
+        return found
+
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Tensor:
         """The masked source's own outputs, float64, through its module's forward pass; inputs (batch, C, H, W)."""
@@ -95,9 +109,10 @@ class Construction:
     @torch.no_grad()
     def effective_outputs(self, inputs: Tensor) -> Tensor:
         """The target's layers with the weights that the ticket gives them: equal to `outputs` up to rounding."""
+        effective = self.effective
 
         def layer(affine: Affine, x: Tensor) -> Tensor:
-            mine = self.effective[affine.name]
+            mine = effective[affine.name]
             below = affine.apply(x.clamp(max=0), mine.negative, None)
             return affine.apply(x.clamp(min=0), mine.positive, mine.bias) + below
 
@@ -134,11 +149,10 @@ def construct(
         raise InputError(f"{len(tolerances)} tolerances for a target of {len(layers)} layers (valid: one a layer)")
     shape, classes = target.architecture.input_shape, target.architecture.classes
     if kind == "two-layer":
-        parts, text, rows, effective = _two_layers(nodes, search, tolerances, seed, signed_inputs)
+        parts, text, rows = _two_layers(nodes, search, tolerances, seed, signed_inputs)
     else:
         parts, text, rows = _depth_plus_one(nodes, search, tolerances, seed, signed_inputs)
-        effective = {}
-    return _assembled(source(text, shape, classes), parts, nodes, pd.DataFrame(rows), effective)
+    return _assembled(source(text, shape, classes), parts, nodes, pd.DataFrame(rows), kind)
 
 
 def _assembled(
@@ -146,7 +160,7 @@ def _assembled(
     parts: list[SourceLayer],
     nodes: tuple[Node, ...],
     rows: pd.DataFrame,
-    effective: dict[str, Effective],
+    kind: str,
 ) -> Construction:
     names = prunable(architecture)
     weights = {name: torch.from_numpy(part.weight) for name, part in zip(names, parts, strict=True)}
@@ -160,7 +174,7 @@ def _assembled(
         masks={name: torch.from_numpy(part.mask) for name, part in zip(names, parts, strict=True)},
         rest={name: bias * kept[name] for name, bias in drawn.items()},
     )
-    return Construction(ticket, nodes, rows, drawn, kept, effective)
+    return Construction(ticket, nodes, rows, drawn, kept, kind)
 
 
 # --- whole networks ---
@@ -185,13 +199,12 @@ def _signs(nodes: Sequence[Node], signed: bool) -> tuple[dict[str, bool], bool]:
 
 def _two_layers(
     nodes: tuple[Node, ...], search: Search, eps: list[float], seed: int, signed_inputs: bool
-) -> tuple[list[SourceLayer], str, list[dict[str, object]], dict[str, Effective]]:
+) -> tuple[list[SourceLayer], str, list[dict[str, object]]]:
     signs, _ = _signs(nodes, signed_inputs)
     activation = "leaky" if _has(nodes, "leaky") else "relu"
     tolerance = dict(zip((layer.name for layer in affines(nodes)), eps, strict=True))
     parts: list[SourceLayer] = []
     rows: list[dict[str, object]] = []
-    effective: dict[str, Effective] = {}
 
     def words(nodes: Sequence[Node]) -> list[str]:
         out: list[str] = []
@@ -206,12 +219,11 @@ def _two_layers(
                 )
                 parts.extend([inner, outer])
                 rows.append(account.row())
-                effective[node.name] = _effective(node, inner, outer, activation)
                 first = node.text(len(inner.bias), taps=(1, 1), stride=1)
                 out += [first, activation, node.text(len(outer.bias))]
         return out
 
-    return parts, "-".join(words(nodes)), rows, effective
+    return parts, "-".join(words(nodes)), rows
 
 
 def _has(nodes: Sequence[Node], name: str) -> bool:
@@ -221,18 +233,18 @@ def _has(nodes: Sequence[Node], name: str) -> bool:
     )
 
 
-def _effective(affine: Affine, inner: SourceLayer, outer: SourceLayer, activation: str) -> Effective:
-    """The weights that two masked layers give, computed from the masks alone."""
-    shape = affine.weight.shape
-    kept = torch.from_numpy(outer.weight * outer.mask).double().reshape(len(outer.weight), len(inner.weight), -1)
-    first = torch.from_numpy(inner.weight * inner.mask).double().reshape(*inner.weight.shape[:2], -1)[:, :, 0]
-    leak = LEAK if activation == "leaky" else 0.0
+def _effective(affine: Affine, inner: Tensor, outer: Tensor, constants: Tensor, leak: float) -> Effective:
+    """The weights that two masked layers give; `constants` (hidden,) are the inner biases that are kept."""
+    shape, taps = affine.weight.shape, affine.weight[0, 0].numel()
+    first = inner.double().flatten(2)[:, :, 0] if inner.dim() > 2 else inner.double()
+    kept = outer.double().reshape(len(outer), len(inner), taps)
+    bias = kept.sum(2) @ torch.where(constants > 0, constants, leak * constants)
+    rows = kept.transpose(1, 2).reshape(-1, len(inner))
     sides = [
-        torch.einsum("ont,ni->oit", kept, torch.where(sign * first > 0, first, leak * first)).reshape(shape)
+        (rows @ torch.where(sign * first > 0, first, leak * first)).reshape(len(outer), taps, -1).transpose(1, 2)
         for sign in (1, -1)
     ]
-    constants = torch.from_numpy(activated((inner.bias * inner.bias_mask).astype(np.float64), activation))
-    return Effective(sides[0], sides[1], torch.einsum("ont,n->o", kept, constants))
+    return Effective(sides[0].reshape(shape), sides[1].reshape(shape), bias)
 
 
 def _depth_plus_one(
