@@ -91,8 +91,8 @@ def target(task: str, depth: int, knots: int | None = None) -> Target:
     `relu`: $\max(x,0)$ and $\max(-x,0)$, exactly (one output more than released: models here have two or more).
     `helix`: $(y\cos y, y\sin y, y)/8\pi$ with $y=5\pi+3\pi x$, interpolated at `knots` points. `circle`: class
     logits $a_js+c_j$ of $s=x_1^2+x_2^2$, $a_j=5\cdot2^j$, equal at the boundaries .2, .5, .7, with $x^2$ interpolated
-    at `knots`. Layers beyond those needed carry values on, shifted to stay positive. Raises
-    InputError for an unknown task, a depth below 2 and fewer than 2 knots.
+    at `knots`. Layers beyond those needed carry values on, shifted to stay positive. Raises InputError for an unknown
+    task, a depth below 2 and fewer than 2 knots.
     """
     if task not in TASKS:
         raise unknown("planted task", task, TASKS)
@@ -263,7 +263,7 @@ def samples(planted: Planted, seed: int = 0, count: int = 10_000, noise: float =
     """The task's data: `count` inputs, uniform in [-1, 1], of which 90 % to learn from and the rest to judge by.
 
     Values (relu, helix) are the true function's plus N(0, noise^2). Classes (circle) are those of the largest true
-    logit, or with probability `noise` of the second largest. Raises InputError for counts below 10 and a negative `noise`.
+    logit, or with probability `noise` of the second largest. Raises InputError for counts below 10 and negative noise.
     """
     if count < 10 or noise < 0:
         raise InputError(f"samples needs a count of 10 or more and noise of 0 or more, found {count} and {noise}")
