@@ -6,9 +6,11 @@ products (`evidence.costs`), while gathering and augmenting batches, normalisati
 time but count nothing. A second pair of rows times the convolutions by themselves, forward and backward on data of
 their shapes: what is below the matrix products there is the library's, what a step takes beyond it is ours. The bf16
 goal stands only where this machine's bf16 matrix products are faster. Where CUDA is, images a second with the data on
-the device; masks are tensors that a step reads, so that other levels and seeds compile nothing anew.
+the device. Steps run uncompiled there; masks are tensors that a step reads, so that other levels and seeds set up
+nothing anew.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -16,8 +18,9 @@ from dataclasses import replace
 
 import torch
 from basis_overhead import cifar_shaped
-from reporting import Row, parser, report, timing
+from reporting import Row, parser, report
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lthlib.data import Dataset
 from lthlib.evidence.costs import dense_flops
@@ -29,120 +32,108 @@ from lthlib.ticket import Ticket
 from lthlib.training import train
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Measure = Callable[[], float]
 
 
-def synchronised(device: str) -> float:
-    """Now, with all work given to the device done."""
+def in_turn(measures: dict[str, Measure], repeats: int) -> dict[str, float]:
+    """The median of each measure, all taken in turn, so that a drift of the machine's speed touches all alike."""
+    taken: dict[str, list[float]] = {name: [] for name in measures}
+    for number in range(repeats + 1):
+        for name, measure in measures.items():
+            value = measure()
+            # The first round warms up.
+            taken[name] += [value] if number else []
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Wall seconds of `work`, with all that it gave to the device done."""
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    start = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
-def gemm_rate(dtype: torch.dtype, device: str, size: int, repeats: int = 5) -> float:
-    """GFLOP/s of a square matrix product, the median of `repeats`."""
+def product(dtype: torch.dtype, device: str, size: int) -> Measure:
+    """GFLOP/s of a square matrix product."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    a @ b
-    times = []
-    for _ in range(repeats):
-        start = synchronised(device)
-        a @ b
-        times.append(synchronised(device) - start)
-    return 2 * size**3 / statistics.median(times) / 1e9
+    return lambda: 2 * size**3 / seconds(lambda: a @ b, device) / 1e9
 
 
-def step_seconds(ticket: Ticket, dataset: Dataset, recipe: Recipe, device: str, repeats: int) -> float:
-    """Median seconds of one step of training, after one training to warm up; the set-up around the steps included."""
-    times = []
-    for _ in range(repeats + 1):
-        start = synchronised(device)
-        train([ticket], recipe, dataset, [0], device=device)
-        times.append((synchronised(device) - start) / recipe.steps(len(dataset.train.labels)))
-    return statistics.median(times[1:])
+def step(tickets: list[Ticket], dataset: Dataset, recipe: Recipe, device: str) -> Measure:
+    """Seconds of one step of training the next of `tickets`; the set-up around the steps included."""
+    steps, following = recipe.steps(len(dataset.train.labels)), itertools.cycle(tickets)
+    return lambda: seconds(lambda: train([next(following)], recipe, dataset, [0], device=device), device) / steps
 
 
-def convolution_seconds(chosen: Architecture, batch: int, dtype: torch.dtype, repeats: int) -> float:
-    """Seconds of all convolutions of one step on the CPU, each by itself, forward and backward, in channels_last."""
-    module = build(chosen).to(memory_format=torch.channels_last)
+def convolutions(chosen: Architecture, batch: int, dtype: torch.dtype, device: str) -> Measure:
+    """Seconds of all convolutions of one step, each by itself, forward and backward, in channels_last."""
+    module = build(chosen).to(device=device, memory_format=torch.channels_last)
     work: list[Callable[[], object]] = []
 
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         # Backward to the images costs nothing in training.
         needs = inputs[0].requires_grad
         x = torch.randn_like(inputs[0], dtype=dtype).requires_grad_(needs)
         y = torch.randn_like(output, dtype=dtype)
-        weight = layer.weight.detach().to(dtype).requires_grad_()  # type: ignore[union-attr]
-        stride, padding = layer.stride, layer.padding
+        weight = layer.weight.detach().to(dtype).requires_grad_()
         wanted = [x, weight] if needs else [weight]
         work.append(
-            lambda: torch.autograd.grad(nn.functional.conv2d(x, weight, None, stride, padding), wanted, y)  # type: ignore[arg-type]
+            lambda: torch.autograd.grad(F.conv2d(x, weight, None, layer.stride, layer.padding), wanted, y)  # type: ignore[arg-type]
         )
 
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(record)
-    module(torch.randn(batch, *chosen.input_shape).contiguous(memory_format=torch.channels_last))
-    for one in work:
-        one()
-    return timing(lambda: [one() for one in work], repeats).wall
+    images = torch.randn(batch, *chosen.input_shape, device=device)
+    module(images.contiguous(memory_format=torch.channels_last))
+    return lambda: seconds(lambda: [one() for one in work], device)
 
 
-def cpu_rows(model: str, dataset: Dataset, batch: int, size: int, repeats: int) -> list[Row]:
-    """Seconds a step in fp32 and bf16, and shares of the matrix-product rate."""
+def rows_of(model: str, dataset: Dataset, batch: int, device: str, size: int, repeats: int) -> list[Row]:
+    """Seconds a step in fp32 and bf16, dense and under masks, and shares of the matrix-product rate."""
     chosen = architecture(model, dataset.input_shape, 10)
     (ticket,) = initial_tickets(chosen, [0])
+    start = find(ticket, 0.1, "erk", device="cpu")
+    masked = [randomly_masked(start, number) for number in range(4)]
     counted = dense_flops(chosen)
     work = batch * sum(flops.training for flops in counted.values()) / 1e9
-    convolutions = work - batch * counted["output.weight"].training / 1e9
-    seconds, rates, rows = {}, {}, []
+    in_convolutions = work - batch * counted["output.weight"].training / 1e9
+    measures: dict[str, Measure] = {}
     for precision, dtype in TYPES.items():
         recipe = Recipe(batch_size=batch, epochs=1, evaluations=1, precision=precision)
-        before = gemm_rate(dtype, "cpu", size)
-        seconds[precision] = step_seconds(ticket, dataset, recipe, "cpu", repeats)
-        alone = convolution_seconds(chosen, batch, dtype, repeats)
-        rates[precision] = statistics.mean((before, gemm_rate(dtype, "cpu", size)))
-        goal = ">= 0.6" if precision == "fp32" else None
-        rate, limit = work / seconds[precision], rates[precision]
+        measures |= {
+            f"{precision} product": product(dtype, device, size),
+            f"{precision} step": step([ticket], dataset, recipe, device),
+            f"{precision} masked": step(masked, dataset, recipe, device),
+            f"{precision} convolutions": convolutions(chosen, batch, dtype, device),
+        }
+    taken = in_turn(measures, repeats)
+    has_bf16 = taken["bf16 product"] > 1.5 * taken["fp32 product"]
+    name, rows = f"{model}, {device}", []
+    for precision in TYPES:
+        dense, limit = taken[f"{precision} step"], taken[f"{precision} product"]
+        beside = None if precision == "fp32" else taken["fp32 step"]
+        goal = "<= 0.5" if precision == "bf16" and has_bf16 and device == "cpu" else None
+        share = ">= 0.6" if precision == "fp32" and device == "cpu" else None
+        alone = in_convolutions / taken[f"{precision} convolutions"]
         rows += [
-            Row(f"{model}, {precision}: training rate against matrix products", rate, "GFLOP/s", limit, goal),
-            Row(f"{model}, {precision}: convolutions alone", convolutions / alone, "GFLOP/s", limit),
+            Row(f"{name}, {precision}: a step of {batch}", dense, "s", beside, goal),
+            Row(f"{name}, {precision}: training", batch / dense, "images/s"),
+            Row(f"{name}, {precision}: training rate against matrix products", work / dense, "GFLOP/s", limit, share),
+            Row(f"{name}, {precision}: convolutions alone", alone, "GFLOP/s", limit),
+            Row(
+                f"{name}, {precision}: a step, other masks each time",
+                taken[f"{precision} masked"],
+                "s",
+                dense,
+                "<= 1.1",
+            ),
         ]
-    has_bf16 = rates["bf16"] > 1.5 * rates["fp32"]
-    first = Row(f"{model}, fp32: a step of {batch}", seconds["fp32"], "s")
-    goal = "<= 0.5" if has_bf16 else None
-    return [first, Row(f"{model}, bf16: a step of {batch}", seconds["bf16"], "s", seconds["fp32"], goal), *rows]
-
-
-def masked_rows(model: str, dataset: Dataset, batch: int, device: str, repeats: int, precision: str) -> list[Row]:
-    """A step under masks beside the dense one, and under masks that are new at each training."""
-    chosen = architecture(model, dataset.input_shape, 10)
-    (ticket,) = initial_tickets(chosen, [0])
-    recipe = Recipe(batch_size=batch, epochs=1, evaluations=1, precision=precision)
-    dense = step_seconds(ticket, dataset, recipe, device, repeats)
-    sparse = find(ticket, 0.1, "erk", device="cpu")
-    times = []
-    for number in range(repeats):
-        start = synchronised(device)
-        train([randomly_masked(sparse, number)], recipe, dataset, [0], device=device)
-        times.append((synchronised(device) - start) / recipe.steps(len(dataset.train.labels)))
-    name = f"{model}, {precision}, {device}: a step under other masks each time"
-    return [Row(name, statistics.median(times), "s", dense, "<= 1.1")]
-
-
-def cuda_rows(model: str, dataset: Dataset, batch: int, size: int, repeats: int) -> list[Row]:
-    """Images a second and the share of the matrix-product rate on the GPU."""
-    chosen = architecture(model, dataset.input_shape, 10)
-    (ticket,) = initial_tickets(chosen, [0])
-    each = sum(flops.training for flops in dense_flops(chosen).values()) / 1e9
-    there, rows = dataset.to("cuda"), []
-    for precision, dtype in TYPES.items():
-        recipe = Recipe(batch_size=batch, epochs=1, evaluations=1, precision=precision)
-        images = batch / step_seconds(ticket, there, recipe, "cuda", repeats)
-        limit = gemm_rate(dtype, "cuda", size)
-        rows += [
-            Row(f"{model}, {precision}, cuda: training", images, "images/s"),
-            Row(f"{model}, {precision}, cuda: rate against matrix products", images * each, "GFLOP/s", limit),
-        ]
-    return rows + masked_rows(model, there, batch, "cuda", repeats, "bf16")
+    return rows
 
 
 def main() -> None:
@@ -157,11 +148,10 @@ def main() -> None:
     tiny = options.tiny
     model, batch = ("resnet-8-w4", 16) if tiny else (options.model, options.batch)
     steps, repeats, size = (2, 1, 256) if tiny else (options.steps, options.repeats, 2048)
-    rows = cpu_rows(model, augmented(batch * steps), batch, size, repeats)
-    rows += masked_rows(model, augmented(batch * steps), batch, "cpu", repeats, "fp32")
+    rows = rows_of(model, augmented(batch * steps), batch, "cpu", size, repeats)
     if torch.cuda.is_available():
-        many = augmented(batch * (steps if tiny else 200))
-        rows += cuda_rows(model, many, batch, size if tiny else 8192, repeats)
+        many = augmented(batch * (steps if tiny else 200)).to("cuda")
+        rows += rows_of(model, many, batch, "cuda", size if tiny else 8192, repeats)
     # Figures of a tiny run mean nothing, so they miss no goal.
     report([replace(row, goal=None) for row in rows] if tiny else rows, options.json)
 
