@@ -192,6 +192,7 @@ def law(
         if log:
             axes.set_xscale("log")
             axes.set_yscale("log")
+            _plain_counts(axes, low)
         axes.set(xlabel=x_label or LABELS.get(x, x), ylabel=y_label or LABELS.get(y, y))
         axes.set_title(title)
         legend(figure, [axes], "" if hue == "measured" else hue)
@@ -302,11 +303,8 @@ def _finish_x(axes: Axes, values: pd.Series, x: str, log: bool, label: str) -> N
     if log:
         axes.set_xscale("log")
     if x != "density":
-        if log and values.min() >= 1:
-            # Counts: plain numbers at 1, 2 and 5 of each decade; matplotlib's own minor labels overlap.
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            axes.xaxis.set_minor_locator(NullLocator())
+        if log:
+            _plain_counts(axes, float(values.min()))
         return
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
     if log:
@@ -315,6 +313,14 @@ def _finish_x(axes: Axes, values: pd.Series, x: str, log: bool, label: str) -> N
         axes.xaxis.set_major_formatter(FixedFormatter([_percent(tick) for tick in ticks]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.invert_xaxis()
+
+
+def _plain_counts(axes: Axes, smallest: float) -> None:
+    """Counts on a log axis: plain numbers at 1, 2 and 5 of each decade; matplotlib's own minor labels overlap."""
+    if smallest >= 1:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _percent(density: float) -> str:

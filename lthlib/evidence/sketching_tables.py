@@ -21,6 +21,7 @@ from lthlib.ticket import Ticket, dense_ticket
 from lthlib.training import Trained
 
 MASKS = ("reweighted", "merged", "poisson", "gumbel", "top-k")
+EQUAL = "equal sizes, "
 STEPS = (0, 1, 3, 10, 30, 100, 300, 500)
 
 
@@ -140,7 +141,11 @@ def pixel_rows(
                     )
                     w_star = sketching.gradient_descent(x, y, w0, [steps])[0]
                     movement = float((w_star - w0).norm() / w0.norm())
-                    columns: dict[str, Any] = {"features": how, "init": f"{scheme}, std {scale:g}/√d", "movement": movement}
+                    columns: dict[str, Any] = {
+                        "features": how,
+                        "init": f"{EQUAL if scheme == 'signed_constant' else ''}std {scale:g}/√d",
+                        "movement": movement,
+                    }
                     parts.append(error_rows(x, w0, w_star, densities, seed, draws=draws, **columns))
     return pd.concat(parts, ignore_index=True)
 

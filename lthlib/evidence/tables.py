@@ -11,6 +11,7 @@ import torch
 from lthlib.axes import Axis
 from lthlib.basis import Kronecker, energy_curve, energy_share
 from lthlib.data import Dataset
+from lthlib.errors import InputError
 from lthlib.evidence.intervals import mean_interval
 from lthlib.finders.magnitude import Level
 from lthlib.finders.selection import jaccard
@@ -100,6 +101,20 @@ def difference_at_equal_cost(
         there = np.interp(np.log(inside[cost].astype(float)), np.log(second[cost].astype(float)), second["accuracy"])
         differences.append(float((inside["accuracy"] - there).mean()) if len(inside) else math.nan)
     return differences
+
+
+def difference_to(
+    table: pd.DataFrame, arm: str, reference: object, on: Sequence[str], value: str = "accuracy"
+) -> pd.Series:
+    """For each row `value` minus that of the row whose column `arm` is `reference` and which agrees in columns `on`.
+
+    NaN where there is no such row. Raises InputError where there are several.
+    """
+    base = table.loc[table[arm] == reference, [*on, value]]
+    if base.duplicated(list(on)).any():
+        raise InputError(f"{arm} {reference!r} has several rows at one of {', '.join(on)}: name more columns")
+    partner = table[list(on)].merge(base, on=list(on), how="left")[value]
+    return table[value] - partner.set_axis(table.index)
 
 
 def smallest_matching_density(table: pd.DataFrame, margin: float, hue: str = "basis") -> pd.Series:
