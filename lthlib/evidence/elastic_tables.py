@@ -1,0 +1,408 @@
+"""Rows of the elastic notebook: small trainings beside each other, and each elastic ticket against the direct one."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import permutations
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lthlib import models
+from lthlib.data import Dataset, Split
+from lthlib.elastic import DepthMap, carry, depth_map, drift_of_equal_copies, stages
+from lthlib.errors import InputError
+from lthlib.evidence import tables
+from lthlib.evidence.connectivity import barrier, path_rows
+from lthlib.evidence.costs import Cost, break_even, drop_and_grow_cost, imp_cost, route_rows, training_cost
+from lthlib.finders import dynamic, magnitude
+from lthlib.finders.elastic_arms import arm, direct_at
+from lthlib.finders.magnitude import Level, Pruning
+from lthlib.models import Architecture
+from lthlib.recipe import Recipe
+from lthlib.store import Store
+from lthlib.threads import Value, side_by_side
+from lthlib.ticket import Ticket
+from lthlib.training import Trained, pick_device, train
+
+Chain = list[Level]  # one replicate's levels, the dense one first
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trainings of the notebook share. `rewind_step` is where every ticket starts."""
+
+    recipe: Recipe
+    dataset: Dataset
+    seeds: Sequence[int]
+    pruning: Pruning
+    device: str = "auto"
+    store: Store | None = None
+
+    def architecture(self, name: str) -> Architecture:
+        """The architecture called `name` for this data set."""
+        return models.architecture(name, self.dataset.input_shape, self.dataset.classes)
+
+    def train(self, ticket: Ticket, seed: int) -> Trained:
+        """One training, from the rewinding point."""
+        (run,) = train(
+            [ticket],
+            self.recipe,
+            self.dataset,
+            [seed],
+            start_step=self.pruning.rewind_step,
+            device=self.device,
+            store=self.store,
+        )
+        return run
+
+    def steps(self) -> int:
+        """Optimizer steps of a whole training."""
+        return self.recipe.steps(len(self.dataset.train.labels))
+
+
+def beside(tasks: Sequence[Callable[[], Value]], device: str) -> list[Value]:
+    """The tasks' values in order: on the CPU one core each, beside each other; on another device in turn.
+
+    A narrow convolution does not fill two cores, and two that wait for each other at every layer lose more than half.
+    """
+    if pick_device(device).type != "cpu":
+        return [task() for task in tasks]
+
+    def run(task: Callable[[], Value], stop: Event) -> Value:
+        return task()
+
+    return list(side_by_side([partial(run, task) for task in tasks]))
+
+
+def chains(names: Iterable[str], setting: Setting) -> dict[str, list[Chain]]:
+    """Iterative magnitude pruning of each network: by name, one chain a seed."""
+    listed = list(dict.fromkeys(names))
+
+    def work(name: str, seed: int) -> Chain:
+        initial = magnitude.initial_tickets(setting.architecture(name), [seed])
+        options: dict[str, Any] = {"device": setting.device, "store": setting.store}
+        start = setting.pruning.rewind_step
+        dense = magnitude.train_dense(initial, setting.recipe, setting.dataset, [seed], rewind_step=start, **options)
+        return list(
+            magnitude.iterative_magnitude_pruning(dense, setting.recipe, setting.dataset, setting.pruning, **options)
+        )
+
+    tasks = [partial(work, name, seed) for name in listed for seed in setting.seeds]
+    found = beside(tasks, setting.device)
+    n = len(setting.seeds)
+    return {name: found[place * n : (place + 1) * n] for place, name in enumerate(listed)}
+
+
+def chain_rows(found: Mapping[str, Sequence[Chain]], setting: Setting, **columns: Any) -> pd.DataFrame:
+    """One row per network, seed and level: the direct tickets, level 0 the dense network."""
+    parts = [
+        partial(tables.measure_levels, chain, setting.dataset, setting.device, source=name, target=name, **columns)
+        for name, by_seed in found.items()
+        for chain in by_seed
+    ]
+    rows = pd.concat(beside(parts, setting.device), ignore_index=True)
+    return rows.assign(arm=np.where(rows["round"] == 0, "dense", "direct"))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Tickets to train, one a seed, with the columns that name their rows; `method` trains them to `densities`."""
+
+    tickets: Sequence[Ticket]
+    columns: Mapping[str, Any]
+    method: str = ""
+    densities: Sequence[float] = ()
+
+
+def train_arms(arms: Sequence[Arm], setting: Setting) -> tuple[pd.DataFrame, list[list[Trained]]]:
+    """Trains all arms beside each other: their rows, and each arm's trainings."""
+
+    def work(one: Arm, place: int) -> tuple[pd.DataFrame, Trained]:
+        ticket, seed = one.tickets[place], setting.seeds[place]
+        if one.method:
+            (run,) = dynamic.train_dynamic(
+                [ticket],
+                one.densities[place],
+                one.method,
+                setting.recipe,
+                setting.dataset,
+                [seed],
+                device=setting.device,
+                store=setting.store,
+                interval=interval(setting),
+            )
+            ticket = run.ticket
+        else:
+            run = setting.train(ticket, seed)
+        return tables.measure([ticket], [run], setting.dataset, setting.device, **one.columns), run
+
+    tasks = [partial(work, one, place) for one in arms for place in range(len(setting.seeds))]
+    found = beside(tasks, setting.device)
+    n = len(setting.seeds)
+    rows = pd.concat([row for row, _ in found], ignore_index=True)
+    return rows, [[run for _, run in found[place * n : (place + 1) * n]] for place in range(len(arms))]
+
+
+# ------------------------------------------------------------------------------------------------------------ the arms
+
+
+def elastic_arm(
+    found: Mapping[str, Sequence[Chain]],
+    source: str,
+    target: str,
+    level: int,
+    setting: Setting,
+    label: str = "elastic",
+    **how: Any,
+) -> Arm:
+    """The elastic tickets from `source`'s level to `target`, by `depth_map(..., **how)`."""
+    depths = depth_map(setting.architecture(source), setting.architecture(target), **how)
+    return mapped_arm(found, source, target, level, depths, setting, label)
+
+
+def mapped_arm(
+    found: Mapping[str, Sequence[Chain]],
+    source: str,
+    target: str,
+    level: int,
+    depths: DepthMap,
+    setting: Setting,
+    label: str = "elastic",
+) -> Arm:
+    """As `elastic_arm`, by a map of one's own."""
+    tickets = [carry(chain[level].tickets[0], setting.architecture(target), depths) for chain in found[source]]
+    return Arm(tickets, {"arm": label, "source": source, "target": target, "round": level})
+
+
+def control_arms(
+    names: Iterable[str],
+    found: Mapping[str, Sequence[Chain]],
+    source: str,
+    target: str,
+    level: int,
+    setting: Setting,
+    **how: Any,
+) -> list[Arm]:
+    """The arms beside an elastic ticket, at its count: those of `finders.elastic_arms`, `direct`, set, rigl, gmp."""
+    architecture = setting.architecture(target)
+    depths = depth_map(setting.architecture(source), architecture, **how)
+    sources = [chain[level].tickets[0] for chain in found[source]]
+    own = [chain[0].tickets[0] for chain in found[target]]
+    counts = [carry(ticket, architecture, depths) for ticket in sources]
+    made = []
+    for name in names:
+        columns = {"arm": name, "source": source, "target": target, "round": level}
+        if name in dynamic.METHODS:
+            # Dynamic sparse training starts at step 0: it has no dense run to rewind to.
+            start = magnitude.initial_tickets(architecture, setting.seeds)
+            made.append(Arm(start, columns, name, tuple(one.density for one in counts)))
+            continue
+        if name == "direct":
+            rule = setting.recipe.output_layer
+            tickets = [direct_at(chain, one.kept, rule) for chain, one in zip(found[target], counts, strict=True)]
+        else:
+            tickets = beside(
+                [
+                    partial(arm, name, ticket, architecture, depths, mine, seed, setting.dataset, device=setting.device)
+                    for ticket, mine, seed in zip(sources, own, setting.seeds, strict=True)
+                ],
+                setting.device,
+            )
+        made.append(Arm(tickets, columns))
+    return made
+
+
+def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Ordered pairs (source, target) of different depth that a map connects; a stage without units cannot grow."""
+    found = []
+    for source, target in permutations(names, 2):
+        both = [stages(models.architecture(name, (1, 8, 8), 10)) for name in (source, target)]
+        lengths = [{stage.name: len(stage.replicable) for stage in one} for one in both]
+        alike = lengths[0].keys() == lengths[1].keys() and lengths[0] != lengths[1]
+        if alike and not any(lengths[1][name] > before == 0 for name, before in lengths[0].items()):
+            found.append((source, target))
+    return found
+
+
+def nearest_source(target: str, names: Sequence[str]) -> str:
+    """The source of the smallest ratio of depths among those that a map connects to `target`; a shallower one first."""
+    sources = [source for source, other in pairs_of(names) if other == target]
+    if not sources:
+        raise InputError(f"no ticket of {', '.join(names)} can be carried to {target!r}")
+    return min(sources, key=lambda source: (depth_gap(source, target), blocks(source)))
+
+
+def blocks(name: str) -> int:
+    """How many units all stages have together."""
+    return sum(len(stage.units) for stage in stages(models.architecture(name, (1, 8, 8), 10)))
+
+
+def depth_gap(source: str, target: str) -> float:
+    """|log(units of target / units of source)|."""
+    return abs(float(np.log(blocks(target) / blocks(source))))
+
+
+# ------------------------------------------------------------------------------------------------------ what rows say
+
+
+def against_direct(rows: pd.DataFrame, direct: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `direct`, the accuracy of IMP on the target itself at the same density, and `delta` to it.
+
+    Per seed, linear in the logarithm of the density between the levels of `direct` (which has the dense network as
+    level 0); a density below the last level is compared with that level.
+    """
+    found = []
+    for _, row in rows.iterrows():
+        own = direct[(direct["model"] == row["model"]) & (direct["seed"] == row["seed"])].sort_values("density")
+        found.append(np.interp(np.log(row["density"]), np.log(own["density"]), own["accuracy"]))
+    return rows.assign(direct=found, delta=rows["accuracy"] - found)
+
+
+def drift_rows(arms: Sequence[Arm], found: Mapping[str, Sequence[Chain]], setting: Setting) -> pd.DataFrame:
+    """Achieved density of elastic tickets minus their source's, and what the identity for equal copies predicts."""
+    rows = []
+    for one in arms:
+        for ticket, chain, seed in zip(one.tickets, found[one.columns["source"]], setting.seeds, strict=True):
+            source = chain[one.columns["round"]].tickets[0]
+            rows.append(
+                {
+                    **one.columns,
+                    "seed": seed,
+                    "source density": source.density,
+                    "density": ticket.density,
+                    "drift": ticket.density - source.density,
+                    "predicted": drift_of_equal_copies(source, ticket.architecture),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def recovered_share(rows: pd.DataFrame, controls: Sequence[str]) -> list[float]:
+    r"""$\rho$, one number a seed: (elastic - best control) / (direct - best control); NaN where direct is no better.
+
+    The best control is the best on average over seeds, so that luck does not choose it seed by seed.
+    """
+    table = rows.pivot_table(index="seed", columns="arm", values="accuracy")
+    best = table[list(controls)].mean().idxmax()
+    gain = table["direct"] - table[best]
+    return ((table["elastic"] - table[best]) / gain.where(gain > 0)).tolist()
+
+
+def cost_rows(
+    found: Mapping[str, Sequence[Chain]], carried: Sequence[Arm], dynamic_arms: Sequence[Arm], setting: Setting
+) -> pd.DataFrame:
+    """Cumulated training FLOPs of three routes to a ticket of each target, seed by seed (see `evidence.costs`).
+
+    `carried` are the elastic arms of one source, one a target and all of one level; `dynamic_arms` those of RigL on
+    the same targets. Columns: seed, route, targets, last_target, dense, sparse (FLOPs), break_even (targets).
+    """
+    count, rows = len(setting.dataset.train.labels), []
+    start, level = setting.pruning.rewind_step, carried[0].columns["round"]
+    rule = dynamic.rule_for("rigl", 1.0, interval=interval(setting))
+    assert isinstance(rule, dynamic.DropAndGrow)
+
+    def chain_cost(name: str, place: int) -> Cost:
+        masks = [one.tickets[0].layer_densities() for one in found[name][place][1 : level + 1]]
+        return imp_cost(setting.architecture(name), setting.recipe, count, masks, rewind_step=start)
+
+    for place, seed in enumerate(setting.seeds):
+        alone = {one.columns["target"]: chain_cost(one.columns["target"], place) for one in carried}
+        each = {
+            one.columns["target"]: training_cost(
+                one.tickets[place].architecture,
+                setting.recipe,
+                count,
+                one.tickets[place].layer_densities(),
+                start_step=start,
+            )
+            for one in carried
+        }
+        source = chain_cost(carried[0].columns["source"], place)
+        routes = {"IMP on each target": (Cost(), alone), "one IMP, then elastic": (source, each)}
+        sparse = {
+            one.columns["target"]: drop_and_grow_cost(
+                one.tickets[place].architecture, setting.recipe, count, one.densities[place], rule
+            )
+            for one in dynamic_arms
+        }
+        if list(sparse) == list(each):
+            routes["RigL on each target"] = (Cost(), sparse)
+        mean = [sum(cost.sparse for cost in costs.values()) / len(costs) for costs in (each, alone)]
+        even = break_even(source.sparse, *mean)
+        rows += [row | {"seed": seed, "break_even": even} for row in route_rows(routes)]
+    return pd.DataFrame(rows)
+
+
+def interval(setting: Setting) -> int:
+    """Steps between updates of SET and RigL and between prunings of GMP: ten a training."""
+    return max(1, setting.steps() // 10)
+
+
+def barrier_rows(
+    arms: Sequence[Arm], trained: Sequence[Sequence[Trained]], setting: Setting, points: int = 11
+) -> pd.DataFrame:
+    """Accuracy along the line between two trainings of one ticket that differ in data order alone, for each arm."""
+
+    def work(one: Arm, run: Trained, place: int) -> pd.DataFrame:
+        # The order of a seed that no replicate has.
+        again = setting.train(one.tickets[place], 1_000_000 + setting.seeds[place])
+        rows = path_rows(run.ticket, again.ticket, setting.dataset, points, device=setting.device)
+        return rows.assign(seed=setting.seeds[place], path=one.columns["arm"])
+
+    tasks = [
+        partial(work, one, run, place)
+        for one, runs in zip(arms, trained, strict=True)
+        for place, run in enumerate(runs)
+    ]
+    return pd.concat(beside(tasks, setting.device), ignore_index=True)
+
+
+def line_rows(
+    first: Sequence[Trained], second: Sequence[Trained], setting: Setting, path: str, points: int = 11
+) -> pd.DataFrame:
+    """Accuracy along the line between trainings of two arms, seed by seed."""
+
+    def work(a: Trained, b: Trained) -> pd.DataFrame:
+        rows = path_rows(a.ticket, b.ticket, setting.dataset, points, device=setting.device)
+        return rows.assign(seed=a.seed, path=path)
+
+    tasks = [partial(work, a, b) for a, b in zip(first, second, strict=True)]
+    return pd.concat(beside(tasks, setting.device), ignore_index=True)
+
+
+def barriers(paths: pd.DataFrame, statistics: str = "re-estimated") -> pd.DataFrame:
+    """The error barrier of each path, a row a seed: path, seed, barrier (percentage points)."""
+    rows = paths[paths["statistics"] == statistics].sort_values("alpha", kind="stable")
+    parts = rows.groupby(["path", "seed"], sort=False)["accuracy"]
+    return parts.apply(lambda part: barrier(part.tolist())).rename("barrier").reset_index()
+
+
+@torch.no_grad()
+def dead_units(ticket: Ticket, dataset: Dataset) -> int:
+    """How many hidden units of an MLP's ticket are zero on every training image."""
+    state, dead = ticket.state(), 0
+    x = dataset.normalised("train").flatten(1)
+    for stage in stages(ticket.architecture):
+        for prefix in stage.units:
+            x = torch.relu(x @ state[f"{prefix}weight"].T + state[f"{prefix}bias"])
+            dead += int((x == 0).all(0).sum())
+    return dead
+
+
+def flipped(dataset: Dataset) -> Dataset:
+    """The data set upside down: another task for a network that reads positions, at the same size and shape."""
+
+    def turned(split: Split) -> Split:
+        return Split(split.images.flip(-2).contiguous(), split.labels)
+
+    return replace(
+        dataset,
+        name=f"{dataset.name} flipped",
+        train=turned(dataset.train),
+        validation=turned(dataset.validation),
+        test=turned(dataset.test),
+    )
