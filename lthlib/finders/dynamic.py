@@ -110,7 +110,8 @@ def rule_for(method: str, density: float, **options: Any) -> "DropAndGrow | Grad
 class DropAndGrow:
     r"""Drops and grows the same number of coefficients in each layer, every `interval` steps.
 
-    - `grow`: "random" among those not kept (SET), or those of the largest |gradient| (RigL).
+    - `grow`: "random" among those not kept (SET), or those of the largest "gradient" in magnitude (RigL).
+    - `interval`: RigL's 100 is for tens of thousands of steps; a short training needs a shorter one to update at all.
     - `drop_fraction`: share of a layer's kept coefficients that is dropped, in [0, 1]; with `decay` "cosine" it falls
       as $\frac{\alpha}{2}(1+\cos(\pi t/T_{end}))$ (RigL, section 3), with "constant" it stays (SET).
     - `end`: updates stop at this fraction of all steps (RigL: 0.75).
