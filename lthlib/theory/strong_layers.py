@@ -56,12 +56,14 @@ def _choose(
     where: Array,
     search: Search,
     account: Account,
+    skip: bool,
 ) -> Array:
     """Chooses outer weights for the places (o, i, t) in `where` (P, 3): of input i, among `columns[i]`, whose products
-    with `gains[i]` shall sum to `wanted` (P,). Sets `mask` (O, N, T) and returns the errors (P,)."""
-    errors = np.abs(wanted)
+    with `gains[i]` shall sum to `wanted` (P,). Sets `mask` (O, N, T) and returns what is left of `wanted` (P,). With
+    `skip`, what is within the tolerance of 0 is left as it is."""
+    left = wanted.copy()
     lengths = np.array([len(one) for one in columns])
-    open_places = (np.abs(wanted) > account.eps) if search.round_small else np.ones(len(wanted), bool)
+    open_places = (np.abs(wanted) > account.eps) if skip else np.ones(len(wanted), bool)
     for length in np.unique(lengths):
         group = np.flatnonzero((lengths == length)[where[:, 1]] & open_places)
         if length == 0 or not len(group):
@@ -76,10 +78,11 @@ def _choose(
             o, i, t = where[part].T
             at = table[i]
             candidates = gain[i] * outer[o[:, None], at, t[:, None]].astype(np.float64)
-            kept, errors[part] = choose(candidates, wanted[part], search, account.eps)
+            kept, _ = choose(candidates, wanted[part], search, account.eps)
+            left[part] -= (candidates * kept).sum(axis=1)
             mask[o[:, None], at, t[:, None]] |= kept
         account.solves += len(group)
-    return errors
+    return left
 
 
 def _places(outputs: Array, inputs: int, taps: int) -> Array:
@@ -125,7 +128,7 @@ def two_layer(
         todo = part
         for attempt in range(search.redraws + 1):
             account.redrawn += len(todo) if attempt else 0
-            errors[todo] = state.attempt(goals, where[todo], signed, account, block)
+            errors[todo] = state.attempt(goals, where[todo], signed, account, block, attempt > 0)
             todo = todo[errors[todo] > eps]
             if not len(todo):
                 break
@@ -155,13 +158,28 @@ class _Blocks:
         self.outputs, self.taps = outputs, taps
         self.purpose = (seed, "strong", name)
         self.parts: list[tuple[Array, Array, Array, Array, Array]] = []  # owner, inner, bias, outer, mask
+        self.left: dict[int, Array] = {}  # by side: what is still wanted
 
-    def attempt(self, goals: Array, where: Array, signed: bool, account: Account, block: int) -> Array:
-        """Draws a block for every input in `where` and chooses among it; returns the errors."""
+    def attempt(self, goals: Array, where: Array, signed: bool, account: Account, block: int, again: bool) -> Array:
+        """Draws a block for every input in `where` and chooses among it; returns the errors.
+
+        `again`: what an earlier attempt left is made up from the new block. Methods that keep a given number of
+        candidates start afresh instead.
+        """
         search, number = self.search, len(self.parts)
-        for owners, _, _, _, chosen in self.parts:  # what an earlier attempt chose for these places
-            for o, i, t in where.tolist():
-                chosen[o, owners == i, t] = False
+        sides = (1, -1) if signed and self.kind != "tanh" else (1,)
+        if not self.left:
+            # a leaky neuron passes a share of the other side too: P + leak N = leak P + N = w
+            scaled = goals.copy()
+            scaled[:, : self.inputs] /= 1 + LEAK if self.kind == "leaky" and signed else 1
+            self.left = {side: scaled.copy() for side in sides}
+            self.goals = scaled
+        if again and search.method in ("fixed", "nearest"):
+            for owners, _, _, _, chosen in self.parts:
+                for o, i, t in where.tolist():
+                    chosen[o, owners == i, t] = False
+            for left in self.left.values():
+                left[tuple(where.T)] = self.goals[tuple(where.T)]
         used = np.unique(where[:, 1])
         owner = np.repeat(used, block)
         inner = draw(search.law, (len(owner), self.inputs, self.inner_taps), generator(*self.purpose, "inner", number))
@@ -174,7 +192,6 @@ class _Blocks:
         self.parts.append((owner, inner, bias, outer, mask))
         own = inner[np.arange(len(owner)), np.minimum(owner, self.inputs - 1), 0].astype(np.float64)
         gain = np.where(owner < self.inputs, own, bias.astype(np.float64))
-        sides = (1, -1) if signed and self.kind != "tanh" else (1,)
         errors = np.zeros(len(where))
         for side in sides:
             columns, gains = [], []
@@ -191,12 +208,12 @@ class _Blocks:
                     gains.append(gain[fitting[: search.candidates]])
                 columns.append(fitting[: search.candidates])
             here = np.flatnonzero((where[:, 1] < self.inputs) | (side > 0))
-            wanted = goals[tuple(where[here].T)]
-            # a leaky neuron passes a share of the other side too: P + leak N = leak P + N = w
-            if self.kind == "leaky" and signed:
-                wanted = np.where(where[here, 1] < self.inputs, wanted / (1 + LEAK), wanted)
-            found = _choose(outer, mask, columns, gains, wanted, where[here], search, account)
-            errors[here] = np.maximum(errors[here], found)
+            wanted = self.left[side][tuple(where[here].T)]
+            found = _choose(
+                outer, mask, columns, gains, wanted, where[here], search, account, again or search.round_small
+            )
+            self.left[side][tuple(where[here].T)] = found
+            errors[here] = np.maximum(errors[here], np.abs(found))
         return errors
 
     def layers(self, affine: Affine) -> tuple[SourceLayer, SourceLayer]:
@@ -264,7 +281,8 @@ def single(
     outer = draw(search.law, (total, fan_in, taps), generator(*purpose, "single"))
     mask = np.zeros(outer.shape, bool)
     account = Account(affine.name, len(where), eps)
-    errors = _choose(outer, mask, columns, gains, goals[tuple(where.T)], where, search, account)
+    wanted = goals[tuple(where.T)]
+    errors = np.abs(_choose(outer, mask, columns, gains, wanted, where, search, account, search.round_small))
     account.unreached = int((errors > eps).sum())
     account.kept = int(mask.sum())
     account.largest, account.total = float(errors.max(initial=0)), float(errors.sum())

@@ -26,7 +26,8 @@ class Search:
       candidate that still fits (Orseau et al., NeurIPS 2020, with the law "hyperbolic").
     - `eps`: what counts as reached, per weight. `law`: "uniform" U[-1, 1], "normal" N(0, 1), or "hyperbolic",
       density proportional to 1/|w| on .05 <= |w| <= 1.5.
-    - `redraws`: how often unreached weights get fresh candidates, which widens the source and is counted.
+    - `redraws`: how often unreached weights get fresh candidates, for what is left of them ("fixed" and "nearest":
+      instead of the others); this widens the source and is counted.
     - `round_small`: weights of at most `eps` become 0 without a search, as in released code.
     - `shared`: all outputs share an input's hidden neurons (batched); otherwise each weight has its own.
     """

@@ -1,0 +1,208 @@
+"""Figures of strong tickets: laws of subset sums over measured points, transitions, and accuracy against density."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from lthlib.evidence.intervals import mean_interval
+from lthlib.evidence.style import (
+    LABELS,
+    Chart,
+    Replicates,
+    band,
+    caption,
+    chart,
+    error_bars,
+    legend,
+    looks,
+    need,
+    note,
+    ordered,
+    parts_by,
+    per_replicate,
+    style,
+)
+
+__all__ = ["accuracy_against_density", "scaling", "size_map", "transition"]
+
+Curve = Callable[[np.ndarray], np.ndarray]
+
+
+def scaling(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str,
+    *,
+    theory: Mapping[str, Curve] | None = None,
+    x_log: bool = False,
+    y_log: bool = True,
+    replicate: str = "seed",
+    x_label: str = "",
+    y_label: str = "",
+    title: str = "",
+) -> Chart:
+    """Means of `y` with 95 % t intervals against `x`, one line per `hue`, over the lines of a theory (functions of x
+    by label; one named like a value of `hue` takes its colour, dotted). Means that an axis cannot show are left out
+    and counted in the caption."""
+    need(frame, x, y, hue, replicate)
+    with style():
+        figure, (axes,) = chart()
+        missing, counts = _lines(axes, frame, x, y, hue, replicate, y_log)
+        look = looks(ordered(frame[hue]))
+        low, high = float(frame[x].min()), float(frame[x].max())
+        grid = np.geomspace(low, high, 200) if x_log else np.linspace(low, high, 200)
+        dashes = (":", "--", "-.")
+        for place, (label, curve) in enumerate((theory or {}).items()):
+            own = next((look[name][0] for name in look if str(name) == label), "")
+            shade, dash = own or "#555555", dashes[0] if own else dashes[place % 3]
+            axes.plot(grid, curve(grid), color=shade, linestyle=dash, linewidth=1.3, zorder=1, label=f"theory: {label}")
+        axes.set(xlabel=x_label or LABELS.get(x, x), ylabel=y_label or LABELS.get(y, y))
+        if x_log:
+            axes.set_xscale("log")
+        if y_log:
+            axes.set_yscale("log")
+        axes.set_title(title)
+        legend(figure, [axes], hue)
+        note(figure, caption(counts, replicate) + (f" {missing} means are left out." if missing else ""))
+    return figure
+
+
+def transition(
+    frame: pd.DataFrame,
+    x: str = "n",
+    y: str = "success",
+    hue: str = "eps",
+    *,
+    level: float = 0.9,
+    replicate: str = "seed",
+    title: str = "",
+) -> Chart:
+    r"""Success against n, and against $n/\log_2(1/\varepsilon)$, one line per tolerance: do the curves collapse?"""
+    need(frame, x, y, hue, replicate)
+    scaled = frame.assign(ratio=frame[x] / np.log2(1 / frame[hue]))
+    with style():
+        figure, panels = chart(columns=2, width=9.6)
+        for axes, column, label in zip(
+            panels, (x, "ratio"), ("candidates n", r"$n\,/\,\log_2(1/\varepsilon)$"), strict=True
+        ):
+            _, counts = _lines(axes, scaled, column, y, hue, replicate, False, "tolerance ")
+            axes.axhline(level, color="#555555", linestyle=":", linewidth=1)
+            axes.set_xlabel(label)
+        panels[0].set(ylabel="share of targets reached", title=title)
+        legend(figure, panels, "")
+        note(figure, caption(counts, replicate) + f" Dotted: {100 * level:g} %, where widths are read off.")
+    return figure
+
+
+def size_map(
+    frame: pd.DataFrame,
+    contours: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x: str = "n",
+    y: str = "k",
+    value: str = "success",
+    replicate: str = "seed",
+    title: str = "",
+) -> Chart:
+    """Success of subsets of exactly k of n as a map, under curves of (n, k) points by label: theory and measurement."""
+    need(frame, x, y, value, replicate)
+    table = frame.pivot_table(index=y, columns=x, values=value, aggfunc="mean")
+    xs, ys = table.columns.to_numpy(float), table.index.to_numpy(float)
+    with style():
+        figure, (axes,) = chart(width=7.2, height=4.4)
+        mesh = axes.pcolormesh(_edges(xs), _edges(ys), table.to_numpy(), cmap="Blues", vmin=0, vmax=1, shading="flat")
+        figure.colorbar(mesh, ax=axes, label="share of targets reached")
+        for (label, points), (dash, mark, colour) in zip(
+            contours.items(), (("-", "o", "#D55E00"), ("--", "", "#000000"), (":", "", "#000000")), strict=False
+        ):
+            at = np.array(points, float).reshape(-1, 2)
+            inside = (at[:, 0] >= _edges(xs)[0]) & (at[:, 0] <= _edges(xs)[-1])
+            axes.plot(*at[inside].T, dash, marker=mark, color=colour, label=label)
+        axes.set_xlim(_edges(xs)[0], _edges(xs)[-1])
+        axes.set_ylim(_edges(ys)[0], _edges(ys)[-1])
+        axes.grid(visible=False)
+        axes.set(xlabel="candidates n", ylabel="size k of the subset", title=title)
+        figure.legend(loc="outside lower center", ncols=3)
+        draws = frame.groupby([x, y])[replicate].nunique()
+        note(figure, f"Mean over n = {int(draws.min())} {replicate}s; white: k above n.")
+    return figure
+
+
+def accuracy_against_density(
+    frame: pd.DataFrame,
+    hue: str = "arm",
+    *,
+    dense: Replicates | None = None,
+    lines: Sequence[str] = (),
+    value: str = "accuracy",
+    label: str = "",
+    replicate: str = "seed",
+    title: str = "",
+) -> Chart:
+    """Accuracy against density on one pair of axes: arms in `lines` as curves over their densities, others as points.
+
+    Densities of an arm that differ by under 20 % between replicates are one point, at their mean.
+    """
+    need(frame, hue, "density", value, replicate)
+    rows = frame.assign(at=_grouped(frame, hue))
+    with style():
+        figure, (axes,) = chart(width=8.4, height=4.6)
+        look = looks(ordered(frame[hue]))
+        counts = set()
+        for name, part in parts_by(rows, hue):
+            colour, mark, dash = look[name]
+            points = [
+                (float(group["density"].mean()), mean_interval(per_replicate(group, value, replicate)))
+                for _, group in part.groupby("at")
+            ]
+            counts |= {one.n for _, one in points}
+            error_bars(axes, points, colour=colour, marker=mark, label=str(name), log=False)
+            if name in lines:
+                axes.plot([x for x, _ in points], [one.estimate for _, one in points], dash, color=colour)
+        if dense is not None:
+            band(axes, mean_interval(np.asarray(dense, float)), "trained target")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+        axes.set(xlabel=LABELS["density"], ylabel=label or LABELS.get(value, value), title=title)
+        legend(figure, [axes], "")
+        note(figure, caption(counts, replicate))
+    return figure
+
+
+def _grouped(frame: pd.DataFrame, hue: str) -> pd.Series:
+    """Densities of one arm within a factor of 1.2 as one: the smallest of each run."""
+    at = pd.Series(np.nan, index=frame.index)
+    for _, part in frame.groupby(hue, observed=True):
+        start = 0.0
+        for index, density in part["density"].sort_values().items():
+            start = density if density > 1.2 * start else start
+            at[index] = start
+    return at
+
+
+def _lines(
+    axes: Axes, frame: pd.DataFrame, x: str, y: str, hue: str, replicate: str, log: bool, before: str = ""
+) -> tuple[int, set[int]]:
+    look, missing, counts = looks(ordered(frame[hue])), 0, set()
+    for name, part in parts_by(frame, hue):
+        found: list[tuple[float, Any]] = [
+            (float(at), mean_interval(per_replicate(group, y, replicate))) for at, group in part.groupby(x)
+        ]
+        shown = [(at, one) for at, one in found if np.isfinite(one.estimate) and (not log or one.estimate > 0)]
+        missing += len(found) - len(shown)
+        counts |= {one.n for _, one in shown}
+        colour, mark, dash = look[name]
+        label = f"{before}{name:g}" if isinstance(name, float) else f"{before}{name}"
+        error_bars(axes, shown, colour=colour, marker=mark, label=label, log=log)
+        axes.plot([at for at, _ in shown], [one.estimate for _, one in shown], dash, color=colour, linewidth=1.0)
+    return missing, counts
+
+
+def _edges(places: np.ndarray) -> np.ndarray:
+    middle = (places[1:] + places[:-1]) / 2
+    return np.concatenate([[1.5 * places[0] - 0.5 * places[1]], middle, [1.5 * places[-1] - 0.5 * places[-2]]])
