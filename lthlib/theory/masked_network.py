@@ -1,7 +1,7 @@
 r"""Random source networks and the masks on them: drawn from a seed, counted on live paths, run, saved by seed and mask.
 
 A ticket here is untrained: all its weights and biases are those of a random network with non-zero biases, and the mask
-is what was found. `UniversalTicket.save` therefore writes the seed and the mask alone, and `load` draws the source anew.
+is what was found. So `UniversalTicket.save` writes the seed and the mask alone, and `load` draws the source anew.
 """
 
 import json
@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,16 @@ def draw(seed: int, purpose: str, widths: Sequence[int], law: str = "uniform") -
         raise InputError(f"widths {tuple(widths)} make no network (valid: two or more numbers from 1)")
 
     def numbers(spread: float, shape: tuple[int, ...], source: torch.Generator) -> Array:
-        kinds = {"dtype": torch.float64, "generator": source}
-        uniform = (2 * torch.rand(shape, **kinds) - 1) * spread
+        uniform = (2 * torch.rand(shape, dtype=torch.float64, generator=source) - 1) * spread
         if law == "uniform":
             return uniform.numpy()
-        normal = torch.randn(shape, **kinds) * (spread / math.sqrt(3))
+        normal = torch.randn(shape, dtype=torch.float64, generator=source) * (spread / math.sqrt(3))
         if law == "normal":
             return normal.numpy()
-        return torch.where(torch.rand(shape, **kinds) < 0.5, uniform, normal).numpy()
+        return torch.where(torch.rand(shape, dtype=torch.float64, generator=source) < 0.5, uniform, normal).numpy()
 
     layers = []
-    for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for number, (inputs, outputs) in enumerate(pairwise(widths)):
         source = generator(seed, "universal source", purpose, number)
         weight, bias = numbers(WEIGHT_SPREAD, (outputs, inputs), source), numbers(1.0, (outputs,), source)
         layers.append(Layer(weight, bias, np.zeros(weight.shape, bool), np.zeros(bias.shape, bool)))
@@ -89,12 +89,12 @@ def run(chain: Chain, inputs: Array, rectified: bool = False) -> Array:
 
 def live_units(chain: Chain) -> list[Array]:
     """For each level, inputs first, the units (bool) that carry something and whose value reaches an output."""
-    carries = [np.ones(chain[0].weight.shape[1], bool)]
+    carries: list[Array] = [np.ones(chain[0].weight.shape[1], bool)]
     for layer in chain:
-        carries.append((layer.keep & carries[-1]).any(axis=1) | layer.keep_bias)
-    reaches = [np.ones(chain[-1].weight.shape[0], bool)]
+        carries.append(np.asarray((layer.keep & carries[-1]).any(axis=1) | layer.keep_bias))
+    reaches: list[Array] = [np.ones(chain[-1].weight.shape[0], bool)]
     for layer in reversed(chain):
-        reaches.append((layer.keep & reaches[-1][:, None]).any(axis=0))
+        reaches.append(np.asarray((layer.keep & reaches[-1][:, None]).any(axis=0)))
     return [one & other for one, other in zip(carries, reversed(reaches), strict=True)]
 
 
@@ -155,7 +155,9 @@ def error_budget(chain: Chain, eps: float, largest_inputs: Sequence[float]) -> A
     of Burkholz et al. 2022 as far as it could be read). Raises InputError unless eps is positive and B given for all.
     """
     if not eps > 0 or len(largest_inputs) != len(chain):
-        raise InputError(f"eps {eps} with {len(largest_inputs)} bounds is no budget (valid: above 0, one bound a layer)")
+        raise InputError(
+            f"eps {eps} with {len(largest_inputs)} bounds is no budget (valid: above 0, one bound a layer)"
+        )
     depth, outputs = len(chain), chain[-1].weight.shape[0]
     norms = [float(np.abs(np.where(layer.keep, layer.weight, 0.0)).sum(axis=1).max()) for layer in chain]
     found = []

@@ -57,7 +57,7 @@ def checked(function: Univariate, lowest: float = -math.inf) -> Univariate:
     """
     a, b = function.domain
     if not (math.isfinite(a) and math.isfinite(b) and a < b):
-        raise InputError(f"the domain [{a}, {b}] of {function.name} is no interval (valid: finite ends, the lower first)")
+        raise InputError(f"domain [{a}, {b}] of {function.name} is no interval (valid: finite ends, the lower first)")
     if a < lowest:
         raise InputError(
             f"the domain [{a}, {b}] of {function.name} reaches below {lowest:g}, where the block's units are dead "
@@ -72,7 +72,9 @@ def checked(function: Univariate, lowest: float = -math.inf) -> Univariate:
     if len(wrong):
         found, at = values[wrong[0]], t[wrong[0]]
         kind = "NaN" if np.isnan(found) else f"unbounded ({found:g})"
-        raise InputError(f"{function.name} is {kind} at t = {at:g} (valid: magnitudes to {LARGEST:g} on [{a:g}, {b:g}])")
+        raise InputError(
+            f"{function.name} is {kind} at t = {at:g} (valid: magnitudes to {LARGEST:g} on [{a:g}, {b:g}])"
+        )
     return function
 
 
@@ -96,12 +98,10 @@ def minus_log(degree: int = 1) -> Univariate:
 
 
 def decay(degree: float = 4, padding: float = 0.02) -> Univariate:
-    r"""$e^{-u}$ on $[0, R\ln 2+\text{padding}]$, R = `degree`; the padding leaves room for the errors of the exponent."""
+    r"""$e^{-u}$ on $[0, R\ln 2+\text{padding}]$, R = `degree`; the padding is room for errors of the exponent."""
     if not (degree > 0 and padding >= 0):
         raise InputError(f"degree {degree} and padding {padding} give no domain (valid: above 0, and 0 or more)")
-    return Univariate(
-        "exp(-u)", lambda u: np.exp(-u), (0.0, degree * math.log(2) + padding), lambda u: np.exp(-u)
-    )
+    return Univariate("exp(-u)", lambda u: np.exp(-u), (0.0, degree * math.log(2) + padding), lambda u: np.exp(-u))
 
 
 def sine(periods: float = 1.0) -> Univariate:
@@ -109,7 +109,9 @@ def sine(periods: float = 1.0) -> Univariate:
     if not 0 < periods <= 1000:
         raise InputError(f"a sine over {periods} periods is no domain (valid: above 0, at most 1000)")
     turn = 2 * math.pi
-    return Univariate("sin(2 pi u)", lambda u: np.sin(turn * u), (0.0, float(periods)), lambda u: -(turn**2) * np.sin(turn * u))
+    return Univariate(
+        "sin(2 pi u)", lambda u: np.sin(turn * u), (0.0, float(periods)), lambda u: -(turn**2) * np.sin(turn * u)
+    )
 
 
 # --- knots, values, errors ---
@@ -179,7 +181,7 @@ def uniform_bound(function: Univariate, pieces: int) -> float:
 
 
 def equidistributed_rate(function: Univariate, pieces: int) -> float:
-    """(integral of sqrt|f''|)^2 / (8 N^2): what equidistributed knots and interpolated values come to for many pieces."""
+    """(integral of sqrt|f''|)^2 / (8 N^2): what equidistributed knots, interpolated, come to for many pieces."""
     _positive(pieces, "pieces")
     if function.curvature is None:
         raise InputError(f"the rate needs the second derivative of {function.name} (valid: a function with curvature)")
@@ -229,7 +231,7 @@ def sawtooth_parameters(levels: int) -> int:
 
 
 def sawtooth_product(x: Array, y: Array, levels: int) -> Array:
-    r"""$xy=2\left(\frac{x+y}{2}\right)^2-\frac{x^2+y^2}{2}$ on [0, 1]^2 by three squares; the error is at most $3\cdot 4^{-m-1}$."""
+    r"""$xy=2\left(\frac{x+y}{2}\right)^2-\frac{x^2+y^2}{2}$ on [0, 1]^2, error at most $3\cdot 4^{-m-1}$."""
     half = sawtooth_square((np.asarray(x, float) + np.asarray(y, float)) / 2, levels)
     return 2 * half - (sawtooth_square(x, levels) + sawtooth_square(y, levels)) / 2
 

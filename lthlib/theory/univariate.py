@@ -22,6 +22,7 @@ Array = np.ndarray[Any, Any]
 INNER = ("single", "subset")
 REFITS = ("each", "once", "off")
 MODES = ("sparsest", "best")
+MISPLACED = 0.2  # pieces that a knot may lie from its place before the inner layer takes more hidden units
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ RELEASED = Pruning(
 
 @dataclass(frozen=True)
 class Block:
-    """A pruned univariate block: its masked `chain`, the knots `achieved` and how many targets missed their tolerance."""
+    """A pruned block: its masked `chain`, the knots `achieved`, and how many targets missed their tolerance."""
 
     chain: Chain
     achieved: Array
@@ -129,7 +130,7 @@ def prune_inner(source: Chain, function: Univariate, at: Array, pruning: Pruning
 
 
 def achieved(layers: tuple[Layer, Layer], rows: Array, missed: int = 0) -> Inner:
-    """Reads what the masked inner layers do: weight and bias of each knot unit, the units in the order of their knots."""
+    """Reads what the masked inner layers do: weight and bias of each knot unit, in the order of their knots."""
     at_zero, at_one = (run(layers[:1], np.array([[t]]), rectified=True)[0] for t in (0.0, 1.0))
     masked = np.where(layers[1].keep[rows], layers[1].weight[rows], 0.0)
     biases = masked @ at_zero
@@ -139,59 +140,89 @@ def achieved(layers: tuple[Layer, Layer], rows: Array, missed: int = 0) -> Inner
 
 
 def _inner_singles(first: Layer, second: Layer, places: Array, gaps: Array, bends: Array) -> tuple[Any, ...]:
+    weights, biases = first.weight[:, 0], first.bias
+    by_weight, by_bias = (np.argsort(-numbers, kind="stable") for numbers in (weights, biases))
+    by_weight, by_bias = by_weight[weights[by_weight] > 0], by_bias[biases[by_bias] > 0]
+    if not len(by_weight) or not len(np.setdiff1d(by_bias, by_weight[:1])):
+        raise Narrow(len(weights), 2 * len(weights), "no unit of a positive weight and one of a positive bias")
+    if len(second.weight) < len(places):
+        raise Narrow(len(second.weight), 2 * len(places), f"fewer rows than its {len(places)} knots")
+    # each further carrier and constant costs a parameter or two: take more only where knots stay far from their places
+    for count in (3, 4, 6, 8):
+        carriers = _spread(by_weight, count)
+        constants = _spread(by_bias[~np.isin(by_bias, carriers)], count)
+        if len(constants):
+            found = _assigned(second, weights[carriers], biases[constants], carriers, constants, places, gaps, bends)
+            if found[-1] < MISPLACED or count >= max(len(by_weight), len(by_bias)):
+                break
+    if not len(constants) or not math.isfinite(found[-1]):
+        width = len(second.weight)
+        raise Narrow(width, 2 * width, f"no rows of the right signs for its {len(places)} knots")
+    return (*found[:-1], 0)
+
+
+def _spread(ordered: Array, count: int) -> Array:
+    """The first of an ordered list and others evenly down to its end, so that products of many sizes are at hand."""
+    return ordered[np.unique(np.linspace(0, len(ordered) - 1, count).round().astype(int))] if len(ordered) else ordered
+
+
+def _assigned(
+    second: Layer,
+    weights: Array,
+    biases: Array,
+    carriers: Array,
+    constants: Array,
+    places: Array,
+    gaps: Array,
+    bends: Array,
+) -> tuple[Any, ...]:
+    """Rows, their carriers and their constants for each knot, and the largest miss in units of the piece's width."""
     from scipy.optimize import linear_sum_assignment
 
-    weights, biases = first.weight[:, 0], first.bias
-    carriers = np.argsort(-weights, kind="stable")[:3]
-    carriers = carriers[weights[carriers] > 0]
-    constants = np.array([unit for unit in np.argsort(-biases, kind="stable") if unit not in carriers][:3])
-    constants = constants[biases[constants] > 0]
-    if not len(carriers) or not len(constants):
-        raise _Narrow(len(weights), 2 * len(weights), "no unit of a positive weight and one of a positive bias")
-    # Every row with every pair of a carrier and a constant is a possible knot; costs are squared misses of the place
-    # in units of the piece's width, and a penalty where a small inner weight would need an outer one out of reach.
-    slopes = weights[carriers] * second.weight[:, carriers]
-    offsets = biases[constants] * second.weight[:, constants]
+    # Every row with every pair of a carrier and a constant is a possible knot; costs are squared misses of the place,
+    # and a penalty where a small inner weight would need an outer one out of reach.
+    slopes, offsets = weights * second.weight[:, carriers], biases * second.weight[:, constants]
     with np.errstate(divide="ignore", invalid="ignore"):
         at = np.where((slopes[:, :, None] > 0) & (offsets[:, None] < 0), -offsets[:, None] / slopes[:, :, None], np.inf)
-    wanted = np.sqrt(bends)
-    lack = np.maximum(0.0, np.log(wanted / np.maximum(slopes, 1e-12)[:, :, None])) ** 2
-    costs = np.full((len(at), len(places)), 1e6)
-    choice = np.zeros((len(at), len(places)), int)
-    for place in range(1, len(places)):
-        cost = ((at - places[place]) / gaps[place]) ** 2 + 0.1 * lack[:, :, place, None]
-        flat = cost.reshape(len(at), -1)
-        choice[:, place] = flat.argmin(axis=1)
-        costs[:, place] = np.minimum(flat.min(axis=1), 1e6)
-    straight = np.where(slopes > 0, lack[:, :, 0], 1e6)
-    choice[:, 0], costs[:, 0] = straight.argmin(axis=1), 0.1 * straight.min(axis=1)
-    if len(costs) < len(places):
-        raise _Narrow(len(costs), 2 * len(places), f"fewer rows than its {len(places)} knots")
-    rows, columns = linear_sum_assignment(costs)
-    if costs[rows, columns].max() >= 1e5:
-        raise _Narrow(len(costs), 2 * len(costs), f"no rows of the right signs for its {len(places)} knots")
+        lack = np.maximum(0.0, np.log(np.sqrt(bends) / np.maximum(slopes, 1e-12)[:, :, None])) ** 2
+    misses = np.abs(at.reshape(len(at), 1, -1) - places[:, None]) / gaps[:, None]  # (rows, knots, pairs)
+    costs = misses**2 + 0.1 * np.repeat(lack.transpose(0, 2, 1), len(constants), axis=2)
+    costs[:, 0] = np.inf
+    choice = costs.argmin(axis=2)
+    best = np.minimum(np.take_along_axis(costs, choice[:, :, None], axis=2)[:, :, 0], 1e6)
+    straight = np.where(slopes > 0, lack[:, :, 0], 1e7)
+    choice[:, 0], best[:, 0] = straight.argmin(axis=1), 0.1 * straight.min(axis=1)
+    rows, columns = linear_sum_assignment(best)
     order = np.argsort(columns)
-    rows, picks = rows[order], choice[rows[order], columns[order]]
+    rows = rows[order]
+    picks = choice[rows, np.arange(len(places))]
     pairs = [divmod(int(pick), len(constants)) for pick in picks[1:]]
     carried = [[carriers[picks[0]]], *([carriers[pair[0]]] for pair in pairs)]
-    return rows, carried, [[], *([constants[pair[1]]] for pair in pairs)], 0
+    missed = [misses[row, place + 1, pick] for place, (row, pick) in enumerate(zip(rows[1:], picks[1:], strict=True))]
+    possible = best[rows[0], 0] < 1e5
+    return (
+        rows,
+        carried,
+        [[], *([constants[pair[1]]] for pair in pairs)],
+        max(missed, default=0.0) if possible else math.inf,
+    )
 
 
 def _inner_subsets(first: Layer, second: Layer, places: Array, bends: Array, pruning: Pruning) -> tuple[Any, ...]:
     rows = np.arange(len(places))
     if len(second.weight) < len(rows):
-        raise _Narrow(len(second.weight), len(rows), f"fewer rows than its {len(rows)} knots")
+        raise Narrow(len(second.weight), len(rows), f"fewer rows than its {len(rows)} knots")
     weights, biases = first.weight[:, 0], first.bias
     half = len(weights) // 2  # units before it carry the input, units from it on are constants
     carriers = np.flatnonzero(weights[:half] > 0)[: pruning.pool]
     constants = half + np.flatnonzero(biases[half:] > 0)[: pruning.pool]
     if len(carriers) < 2 or len(constants) < 2:
-        raise _Narrow(len(weights), 4 * pruning.pool, "hardly a unit of the right sign")
+        raise Narrow(len(weights), 4 * pruning.pool, "hardly a unit of the right sign")
     inner = np.sqrt(np.maximum(bends, 1e-3))
     masks, missed = [], 0
     for units, factors, targets in ((carriers, weights, inner), (constants, biases, -places * inner)):
         products = second.weight[np.ix_(rows, units)] * factors[units]
-        mask, errors = _subsets(products, targets, pruning, np.full(len(targets), pruning.tolerance))
+        mask, errors = subsets(products, targets, pruning, np.full(len(targets), pruning.tolerance))
         masks.append([units[chosen] for chosen in mask])
         missed += int((errors > pruning.tolerance).sum()) if pruning.mode == "sparsest" else 0
     carried, biased = masks
@@ -279,7 +310,7 @@ class _Outer:
         """Keeps constants (hidden units without inputs) that add up to the target; returns what they add up to."""
         units = np.flatnonzero(self.hidden.bias > 0)[: self.pruning.pool]
         if not len(units):
-            raise _Narrow(len(self.hidden.bias), 8, "no hidden unit of a positive bias")
+            raise Narrow(len(self.hidden.bias), 8, "no hidden unit of a positive bias")
         products = self.hidden.bias[units] * self.output.weight[0, units]
         chosen, total = self._choose(products, target, limit)
         kept = units[chosen]
@@ -292,11 +323,11 @@ class _Outer:
         free = (self.hidden.weight[:, row] > 0) & ~self.constant
         fresh = np.flatnonzero(free & ~self.used)[: self.pruning.pool]
         shared = np.flatnonzero(free & self.used)[: self.pruning.pool] if self.pruning.share else fresh[:0]
-        options = [units for units in (shared, fresh, np.concatenate([shared, fresh])[:LARGEST_N]) if len(units)]
-        if not options:
-            raise _Narrow(len(self.hidden.bias), 2 * len(self.hidden.bias), "no hidden unit left")
+        mixed = np.concatenate([shared, fresh])[:LARGEST_N] if len(shared) and len(fresh) else shared[:0]
+        if not len(shared) + len(fresh):
+            raise Narrow(len(self.hidden.bias), 2 * len(self.hidden.bias), "no hidden unit left")
         tried = []
-        for units in options[:1] if len(options) == 2 and not len(shared) else options:
+        for units in filter(len, (shared, fresh, mixed)):
             products = self.hidden.weight[units, row] * self.output.weight[0, units]
             chosen, total = self._choose(products, target, limit, count=False)
             kept = units[chosen]
@@ -310,12 +341,12 @@ class _Outer:
         return total
 
     def _choose(self, products: Array, target: float, limit: float, count: bool = True) -> tuple[Array, float]:
-        mask, errors = _subsets(products[None], np.array([target]), self.pruning, np.array([limit]))
+        mask, errors = subsets(products[None], np.array([target]), self.pruning, np.array([limit]))
         self.missed += bool(count and errors[0] > limit and self.pruning.mode == "sparsest")
         return mask[0], float(products[mask[0]].sum())
 
 
-def _subsets(products: Array, targets: Array, pruning: Pruning, limits: Array) -> tuple[Array, Array]:
+def subsets(products: Array, targets: Array, pruning: Pruning, limits: Array) -> tuple[Array, Array]:
     """Which products (T, n) are kept for each target (bool), and the errors (T,)."""
     n = products.shape[1]
     if pruning.mode == "sparsest":
@@ -333,12 +364,14 @@ def _subsets(products: Array, targets: Array, pruning: Pruning, limits: Array) -
 # --- blocks ---
 
 
-class _Narrow(InputError):
+class Narrow(InputError):
+    """A source without enough candidates."""
+
     def __init__(self, width: int, enough: int, reason: str) -> None:
         super().__init__(f"a width of {width} has {reason} (valid: about {enough} or more)")
 
 
-def univariate_block(source: Chain, function: Univariate, pieces: int, pruning: Pruning = Pruning()) -> Block:  # noqa: B008
+def univariate_block(source: Chain, function: Univariate, pieces: int, pruning: Pruning = Pruning()) -> Block:
     """The function as a mask on a random chain 1 -> inner -> knots -> outer -> 1, with `pieces` knot units.
 
     Raises InputError for a function that is NaN or unbounded, a domain that begins below 0 (inputs must be positive),
@@ -361,38 +394,3 @@ def block_error(block: Block, function: Univariate) -> float:
 def achieved_floor(block: Block, function: Univariate, values: str = "shifted") -> float:
     """The error of the broken line on the achieved knots: what a block has before its outer layer is pruned."""
     return lines.line_error(function, np.append(block.achieved, function.domain[1]), values)
-
-
-def linear_chain(source: Chain, exponents: Array, constants: Array, limits: Array, pruning: Pruning) -> tuple[Chain, int]:
-    """Non-negative numbers `exponents` (k, d) and `constants` (k,) as a mask on a chain d -> hidden -> k.
-
-    Hidden units belong to one input each (or to the constants) and are shared by all outputs; `limits` (k,) bound the
-    error of each number of an output. Returns the masked chain and the number of targets that missed their limit.
-    """
-    hidden, output = source
-    outputs, inputs = exponents.shape
-    groups = inputs + int((constants != 0).any())
-    room = len(hidden.bias) // groups
-    keep, keep_bias = np.zeros_like(hidden.keep), np.zeros_like(hidden.keep_bias)
-    keep_output, missed = np.zeros_like(output.keep), 0
-    for group in range(groups):
-        mine = np.arange(group * room, (group + 1) * room)
-        factors = hidden.weight[mine, group] if group < inputs else hidden.bias[mine]
-        mine = mine[factors > 0][: pruning.pool]
-        factors = factors[factors > 0][: pruning.pool]
-        targets = exponents[:, group] if group < inputs else constants
-        rows = np.flatnonzero(targets)
-        if not len(rows):
-            continue
-        if not len(mine):
-            raise _Narrow(len(hidden.bias), 8 * groups, f"no unit of a positive factor for input {group}")
-        mask, errors = _subsets(output.weight[np.ix_(rows, mine)] * factors, targets[rows], pruning, limits[rows])
-        missed += int((errors > limits[rows]).sum())
-        keep_output[np.ix_(rows, mine)] = mask
-        used = mine[mask.any(axis=0)]
-        if group < inputs:
-            keep[used, group] = True
-        else:
-            keep_bias[used] = True
-    first = replace(hidden, keep=keep, keep_bias=keep_bias)
-    return (first, replace(output, keep=keep_output, keep_bias=np.zeros_like(output.keep_bias))), missed

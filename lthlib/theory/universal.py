@@ -6,12 +6,11 @@ logarithm, exponents and exponential, $\prod_i(\frac{1+x_i}{2})^{r_i}=\exp(\sum_
 turned so that every value between stages is positive (minus logarithm, $e^{-u}$): a plain ReLU network does for source.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from typing import Any
-
-import math
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from lthlib.errors import InputError
 from lthlib.theory import piecewise_linear as lines
 from lthlib.theory.masked_network import Chain, Stage, UniversalTicket, copy_purpose, draw
 from lthlib.theory.piecewise_linear import Univariate
-from lthlib.theory.univariate import Block, Pruning, block_error, linear_chain, univariate_block
+from lthlib.theory.univariate import Block, Narrow, Pruning, block_error, subsets, univariate_block
 
 Array = np.ndarray[Any, Any]
 
@@ -46,8 +45,8 @@ class Design:
         return draw(seed, purpose, (1, self.inner, self.rows, self.outer, 1), law)
 
 
-POLYNOMIAL = Design((16, 22))
-SINE = Design((16,))
+POLYNOMIAL = Design((18, 28))
+SINE = Design((20,))
 
 
 def single_powers(degree: int) -> Array:
@@ -71,12 +70,12 @@ def polynomial_ticket(
     exponents: Array | None = None,
     *,
     design: Design = POLYNOMIAL,
-    pruning: Pruning = Pruning(),  # noqa: B008
+    pruning: Pruning = Pruning(tolerance=6e-5),  # noqa: B008
     law: str = "uniform",
     copied: bool = False,
     goal: float | None = None,
 ) -> UniversalTicket:
-    r"""A ticket with the features $\prod_i((1+x_i)/2)^{r_{ki}}$ for x in [0, 1]^d, one for each row of `exponents` (k, d).
+    r"""Features $\prod_i((1+x_i)/2)^{r_{ki}}$ for x in [0, 1]^d, one for each row of `exponents` (k, d).
 
     Default exponents: powers 1 to 4 of one variable. The logarithm's block serves all d inputs and the exponential's
     all k features, unless `copied`, where each has a block of its own, from draws of its own (the dense form).
@@ -246,6 +245,43 @@ def fourier_ticket(
                 for name, number in (("frequencies", missed), ("sine", block.missed)) if number]  # fmt: skip
     stages = (Stage("frequencies", "dense", (linear,)), Stage("sine", "shared", (block.chain,), rectified=False))
     return UniversalTicket(seed, law, n.shape[1], stages, tuple(failures))
+
+
+def linear_chain(
+    source: Chain, exponents: Array, constants: Array, limits: Array, pruning: Pruning
+) -> tuple[Chain, int]:
+    """Non-negative numbers `exponents` (k, d) and `constants` (k,) as a mask on a chain d -> hidden -> k.
+
+    Hidden units belong to one input each (or to the constants) and are shared by all outputs; `limits` (k,) bound the
+    error of each number of an output. Returns the masked chain and the number of targets that missed their limit.
+    """
+    hidden, output = source
+    inputs = exponents.shape[1]
+    groups = inputs + int((constants != 0).any())
+    room = len(hidden.bias) // groups
+    keep, keep_bias = np.zeros_like(hidden.keep), np.zeros_like(hidden.keep_bias)
+    keep_output, missed = np.zeros_like(output.keep), 0
+    for group in range(groups):
+        mine = np.arange(group * room, (group + 1) * room)
+        factors = hidden.weight[mine, group] if group < inputs else hidden.bias[mine]
+        mine = mine[factors > 0][: pruning.pool]
+        factors = factors[factors > 0][: pruning.pool]
+        targets = exponents[:, group] if group < inputs else constants
+        rows = np.flatnonzero(targets)
+        if not len(rows):
+            continue
+        if not len(mine):
+            raise Narrow(len(hidden.bias), 8 * groups, f"no unit of a positive factor for input {group}")
+        mask, errors = subsets(output.weight[np.ix_(rows, mine)] * factors, targets[rows], pruning, limits[rows])
+        missed += int((errors > limits[rows]).sum())
+        keep_output[np.ix_(rows, mine)] = mask
+        used = mine[mask.any(axis=0)]
+        if group < inputs:
+            keep[used, group] = True
+        else:
+            keep_bias[used] = True
+    first = replace(hidden, keep=keep, keep_bias=keep_bias)
+    return (first, replace(output, keep=keep_output, keep_bias=np.zeros_like(output.keep_bias))), missed
 
 
 def power_sup_errors(ticket: UniversalTicket, exponents: Array | None = None, points: int = lines.GRID) -> Array:
