@@ -48,8 +48,8 @@ class Supermask:
     - `counts`: how many weights each prunable tensor keeps, in module order, in place of `scope`; together they must be
       `density` of all.
     - `levels`: how many steps the density takes from 1 down to `density`, level k keeping `density ** (k / levels)`,
-      all for equal times; 0 keeps `density` throughout. None: 10 for Gem-Miner, else 0. `levels` = epochs is the
-      annealing of Fischer & Burkholz (arXiv 2111.11146).
+      all for equal times; 0 keeps `density` throughout. None: 10 for Gem-Miner (fewer in a shorter search), else 0.
+      `levels` = epochs is the annealing of Fischer & Burkholz (arXiv 2111.11153).
     - `rescale`: multiplies a layer by all / kept weights (`supermask` only: its dynamic weight rescaling).
     - `prune_biases`: biases have scores of their own, and every bias tensor keeps `density` of its entries.
     """
@@ -77,7 +77,9 @@ class Supermask:
 
     def density_at(self, step: int, steps: int) -> float:
         """The density that is kept in step `step` (0 is the first) of `steps`."""
-        levels = self.levels if self.levels is not None else 10 if self.method == "gem-miner" else 0
+        levels = self.levels
+        if levels is None:
+            levels = min(10, steps - 1) if self.method == "gem-miner" else 0
         level = min(levels, step * (levels + 1) // steps)
         return self.density ** (level / levels) if levels else self.density
 
@@ -269,16 +271,16 @@ class Search:
             if step % each == 0:
                 self._start(step // each)
             losses.append(self._step(optimizer, step % each, recipe.learning_rate_at(step, examples), density))
+            if not math.isfinite(float(losses[-1])):
+                raise FloatingPointError(
+                    f"the search diverged: the loss of seed {self.seed} (density {density:.4g}) is "
+                    f"{float(losses[-1])} at step {step} (a smaller learning rate may help)"
+                )
             if step + 1 in marks:
                 train_loss = float(torch.stack(losses).mean())
                 losses.clear()
                 masks = self.exact_masks(density)
                 row = {"step": step + 1, "train_loss": train_loss} | self._judge(masks)
-                if not (math.isfinite(train_loss) and math.isfinite(row["validation_loss"])):
-                    raise FloatingPointError(
-                        f"the search diverged: the loss of seed {self.seed} is not finite by step {step + 1} "
-                        "(a smaller learning rate may help)"
-                    )
                 entries = sum(self.weights[name].numel() for name in self.weights)
                 row["density"] = sum(int(masks[name].sum()) for name in self.weights) / entries
                 row["changed"] = sum(int((masks[name] ^ before[name]).sum()) for name in self.weights) / entries

@@ -64,9 +64,9 @@ def random_source(
     r"""A dense random ticket to be searched for a subnetwork.
 
     `scheme` is one of `models.initial_state`'s; `signed_constant` is sign(w) sqrt(2 / fan_in). `scale_fan` is the
-    density for which fan_in is counted: weights are divided by its square root (arXiv 1911.13299, section 4.6;
+    density for which fan_in is counted: weights are divided by its square root (arXiv 1911.13299;
     1 switches it off). With `bias_scale` g > 0 the biases of layer l are drawn from N(0, b^2) with
-    $b=g\prod_{m\le l}\sqrt{2/\mathrm{fan\_in}_m}$ (Fischer & Burkholz, arXiv 2110.11150), layers counted in module
+    $b=g\prod_{m\le l}\sqrt{2/\mathrm{fan\_in}_m}$ (Fischer et al., arXiv 2110.11150), layers counted in module
     order; else they are 0, which is as good as none. Raises InputError for unknown schemes, a `scale_fan` out of
     (0, 1], a negative `bias_scale`, and biases asked of a network without any.
     """
@@ -91,7 +91,7 @@ def random_source(
 def large_final_same_sign(source: Ticket, trained: Ticket, density: float) -> Ticket:
     """The source under Zhou's one-shot mask: each layer's largest trained weights of unchanged sign.
 
-    Ranks w_final sign(w_initial), so that weights that changed sign come last (arXiv 1905.01067, section 4.2).
+    Ranks w_final sign(w_initial), so that weights that changed sign come last (arXiv 1905.01067).
     `trained` is the source after dense training. Exactly round(density x prunable) are kept, one density a layer.
     """
     scores = {name: trained.coefficients[name] * w.sign() for name, w in source.coefficients.items()}
@@ -121,6 +121,8 @@ def find_supermasks(
     task = data if isinstance(data, Task) else Task.of(data)
     if len(sources) != len(seeds):
         raise InputError(f"{len(sources)} sources need as many seeds, found {len(seeds)}")
+    if (settings.levels or 0) >= (steps := recipe.steps(len(task.targets))):
+        raise InputError(f"levels {settings.levels} need more steps than that, found {steps} (valid: 0 to {steps - 1})")
     for source in sources:
         _refuse(source, settings, task)
     where = pick_device(device)
