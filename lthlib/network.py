@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lthlib.basis import Kronecker
-from lthlib.models import build
+from lthlib.models import Architecture, build
 from lthlib.ticket import State, Ticket
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, nn.Identity)
@@ -32,12 +33,17 @@ def stack_key(ticket: Ticket) -> object | None:
 
 def is_linear(ticket: Ticket) -> bool:
     """Whether the ticket's network is a plain sequence of linear layers, and so trains as (part of) a stack."""
-    return _is_linear_sequence(_structure(ticket))
+    return _is_linear(ticket.architecture)
 
 
-def _structure(ticket: Ticket) -> nn.Module:
+@lru_cache(maxsize=256)
+def _is_linear(architecture: Architecture) -> bool:
+    return _is_linear_sequence(_structure(architecture))
+
+
+def _structure(architecture: Architecture) -> nn.Module:
     with torch.device("meta"):
-        return build(ticket.architecture)
+        return build(architecture)
 
 
 def _is_linear_sequence(module: nn.Module) -> bool:
@@ -52,7 +58,7 @@ def network(
     tickets: Sequence[Ticket], device: torch.device, dtype: torch.dtype, state_in: str = "coefficients"
 ) -> "Network":
     """The trainable form of tickets that share a `stack_key` (or of one ticket)."""
-    module = _structure(tickets[0])
+    module = _structure(tickets[0].architecture)
     kind = LinearStack if _is_linear_sequence(module) else SingleNetwork
     return kind(tickets, module, device, dtype, state_in)
 
