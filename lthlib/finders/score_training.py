@@ -41,7 +41,8 @@ class Supermask:
       `biprop` is edge-popup on alpha sign(w), alpha the mean |w| of the layer's kept weights (Diffenderfer &
       Kailkhura, arXiv 2103.09377);
       `gem-miner` keeps p above 1/2 of scores p in [0, 1], and removes the lowest for good, level by level
-      (Sreenivasan et al., arXiv 2202.12002); at the last level the mask is exactly the highest.
+      (Sreenivasan et al., arXiv 2202.12002); at the last level the mask is exactly the highest. Before that rounding
+      keeps about half of all at most, so that it suits densities below 1/2.
     - `density`: the fraction of weights kept, in (0, 1].
     - `scope`: one density in every layer (`layerwise`) or one ranking of all weights (`global`); None: the paper's,
       global for Gem-Miner, else layerwise.

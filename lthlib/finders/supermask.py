@@ -64,8 +64,8 @@ def random_source(
     r"""A dense random ticket to be searched for a subnetwork.
 
     `scheme` is one of `models.initial_state`'s; `signed_constant` is sign(w) sqrt(2 / fan_in). `scale_fan` is the
-    density for which fan_in is counted: weights are divided by its square root (arXiv 1911.13299;
-    1 switches it off). With `bias_scale` g > 0 the biases of layer l are drawn from N(0, b^2) with
+    density for which fan_in is counted: weights are divided by its square root (arXiv 1911.13299); 1 switches it off.
+    With `bias_scale` g > 0 the biases of layer l are drawn from N(0, b^2) with
     $b=g\prod_{m\le l}\sqrt{2/\mathrm{fan\_in}_m}$ (Fischer et al., arXiv 2110.11150), layers counted in module
     order; else they are 0, which is as good as none. Raises InputError for unknown schemes, a `scale_fan` out of
     (0, 1], a negative `bias_scale`, and biases asked of a network without any.
