@@ -15,6 +15,7 @@ from lthlib.evidence.style import (
     Chart,
     caption,
     chart,
+    error_bars,
     legend,
     looks,
     need,
@@ -79,6 +80,44 @@ def cost_curve(
         axes.set_title(title)
         legend(figure, [axes], route)
         note(figure, f"{caption(counts, replicate)} Seeds hardly differ: intervals are narrower than the lines.")
+    return figure
+
+
+def cost_scatter(
+    rows: pd.DataFrame, *, arm: str = "arm", panel: str = "target", replicate: str = "seed", title: str = ""
+) -> Chart:
+    """Test accuracy of each arm, mean and 95 % t interval, against the FLOPs of all training that it needed.
+
+    Takes rows of `elastic_tables.with_cost`; one pair of axes per value of `panel`.
+    """
+    need(rows, "flops", "accuracy", arm, panel, replicate)
+    with style():
+        parts = parts_by(rows, panel)
+        figure, axes = chart(columns=len(parts), width=1.6 + 2.9 * len(parts))
+        look, counts = looks(ordered(rows[arm])), set()
+        for one, (name, part) in zip(axes, parts, strict=True):
+            for label, some in parts_by(part, arm):
+                found = mean_interval(per_replicate(some, "accuracy", replicate))
+                counts.add(found.n)
+                colour, marker, _ = look[label]
+                error_bars(
+                    one,
+                    [(float(some["flops"].mean()), found)],
+                    colour=colour,
+                    marker=marker,
+                    label=str(label),
+                    log=False,
+                )
+            one.set_xscale("log")
+            one.set_title(str(name))
+            one.set_xlabel("training FLOPs (log scale)")
+        axes[0].set_ylabel("test accuracy (%)")
+        legend(figure, axes, arm)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+        note(
+            figure, f"{caption(counts, replicate)} FLOPs weighed by density; elastic tickets share their source's IMP."
+        )
     return figure
 
 

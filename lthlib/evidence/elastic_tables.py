@@ -1,5 +1,6 @@
 """Rows of the elastic notebook: small trainings beside each other, and each elastic ticket against the direct one."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,9 +18,18 @@ from lthlib.elastic import DepthMap, carry, depth_map, drift_of_equal_copies, st
 from lthlib.errors import InputError
 from lthlib.evidence import tables
 from lthlib.evidence.connectivity import barrier, path_rows
-from lthlib.evidence.costs import Cost, break_even, drop_and_grow_cost, imp_cost, route_rows, training_cost
+from lthlib.evidence.costs import (
+    Cost,
+    break_even,
+    drop_and_grow_cost,
+    examples_seen,
+    imp_cost,
+    route_rows,
+    training_cost,
+)
+from lthlib.evidence.intervals import mean_interval
 from lthlib.finders import dynamic, magnitude
-from lthlib.finders.elastic_arms import arm, direct_at
+from lthlib.finders.elastic_arms import AT_REWIND, arm, direct_at
 from lthlib.finders.magnitude import Level, Pruning
 from lthlib.models import Architecture
 from lthlib.recipe import Recipe
@@ -205,15 +215,20 @@ def control_arms(
             rule = setting.recipe.output_layer
             tickets = [direct_at(chain, one.kept, rule) for chain, one in zip(found[target], counts, strict=True)]
         else:
-            tickets = beside(
-                [
-                    partial(arm, name, ticket, architecture, depths, mine, seed, setting.dataset, device=setting.device)
-                    for ticket, mine, seed in zip(sources, own, setting.seeds, strict=True)
-                ],
-                setting.device,
-            )
+            # Scores share one module a network, so that seeds follow one another (on one core, see `beside`).
+            search = partial(_searched, name, sources, own, depths, setting)
+            (tickets,) = beside([search], setting.device)
         made.append(Arm(tickets, columns))
     return made
+
+
+def _searched(
+    name: str, sources: Sequence[Ticket], own: Sequence[Ticket], depths: DepthMap, setting: Setting
+) -> list[Ticket]:
+    return [
+        arm(name, ticket, mine.architecture, depths, mine, seed, setting.dataset, device=setting.device)
+        for ticket, mine, seed in zip(sources, own, setting.seeds, strict=True)
+    ]
 
 
 def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -337,6 +352,40 @@ def cost_rows(
     return pd.DataFrame(rows)
 
 
+def with_cost(
+    rows: pd.DataFrame, found: Mapping[str, Sequence[Chain]], shared_by: int, setting: Setting
+) -> pd.DataFrame:
+    """The rows with `flops`, all training that a ticket needed, weighed by density; gradual pruning is left out.
+
+    Direct: the target's chain. Elastic and arms that use its mask: the source's chain, shared by so many targets, and
+    their own training. Scores at the rewinding point: the dense steps before it (scores themselves are not counted).
+    SET and RigL: their own training.
+    """
+    count, start = len(setting.dataset.train.labels), setting.pruning.rewind_step
+    place = {seed: number for number, seed in enumerate(setting.seeds)}
+
+    def chain_cost(name: str, row: pd.Series) -> float:
+        levels = found[name][place[row["seed"]]][1 : row["round"] + 1]
+        masks = [level.tickets[0].layer_densities() for level in levels]
+        return imp_cost(setting.architecture(name), setting.recipe, count, masks, rewind_step=start).sparse
+
+    costs = []
+    for _, row in rows.iterrows():
+        own = 6.0 * row["sparse_macs"] * examples_seen(setting.recipe, count, start)
+        if row["arm"] == "direct":
+            costs.append(chain_cost(row["target"], row))
+        elif row["arm"] in ("set", "rigl"):
+            costs.append(6.0 * row["sparse_macs"] * examples_seen(setting.recipe, count))
+        elif row["arm"] in AT_REWIND:
+            before = training_cost(setting.architecture(row["target"]), setting.recipe, count, stop_step=start)
+            costs.append(own + before.sparse)
+        elif row["arm"] in dynamic.METHODS:
+            costs.append(math.nan)
+        else:
+            costs.append(own + chain_cost(row["source"], row) / shared_by)
+    return rows.assign(flops=costs).dropna(subset="flops")
+
+
 def interval(setting: Setting) -> int:
     """Steps between updates of SET and RigL and between prunings of GMP: ten a training."""
     return max(1, setting.steps() // 10)
@@ -391,6 +440,49 @@ def dead_units(ticket: Ticket, dataset: Dataset) -> int:
             x = torch.relu(x @ state[f"{prefix}weight"].T + state[f"{prefix}bias"])
             dead += int((x == 0).all(0).sum())
     return dead
+
+
+def dead_unit_rows(
+    found: Mapping[str, Sequence[Chain]],
+    arms: Sequence[Arm],
+    trained: Sequence[Sequence[Trained]],
+    level: int,
+    dataset: Dataset,
+) -> pd.DataFrame:
+    """Dead hidden units of trained MLP tickets, direct ones of one level and elastic ones: a row a ticket."""
+    runs = [("direct", name, name, chain[level].trained[0]) for name, by_seed in found.items() for chain in by_seed]
+    for one, some in zip(arms, trained, strict=True):
+        runs += [(one.columns["arm"], one.columns["source"], one.columns["target"], run) for run in some]
+    return pd.DataFrame(
+        {
+            "arm": arm,
+            "source": source,
+            "target": target,
+            "seed": run.seed,
+            "dead units": dead_units(run.ticket, dataset),
+        }
+        for arm, source, target, run in runs
+    )
+
+
+def extra_dead_units(rows: pd.DataFrame) -> pd.Series:
+    """Dead units of elastic minus direct tickets of the same target, mean over stretches, one number a seed."""
+    own = rows[rows["arm"] == "direct"].set_index(["target", "seed"])["dead units"]
+    longer = [blocks(target) > blocks(source) for source, target in zip(rows["source"], rows["target"], strict=True)]
+    carried = rows[longer].set_index(["target", "seed"])["dead units"]
+    return (carried - own.reindex(carried.index)).groupby("seed").mean()
+
+
+def accuracy_table(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean test accuracy with the half-width of its 95 % t interval, a row for each value of `by`, a column an arm."""
+
+    def written(part: pd.Series) -> str:
+        one = mean_interval(part)
+        return f"{one.estimate:.1f} ± {one.high - one.estimate:.1f}"
+
+    named = rows.groupby([*by, "arm"], sort=False)["accuracy"].agg(written).unstack(sort=False)
+    density = rows.groupby(list(by), sort=False)["density"].mean().map("{:.3f}".format)
+    return named.assign(density=density).fillna("")
 
 
 def flipped(dataset: Dataset) -> Dataset:
