@@ -102,7 +102,7 @@ def deep_weight(seed: int, target: float, width: int, depth: int, law: str = "un
     return DeepWeight(_masked(source, [paths[one] for one in chosen]), float(found.error), len(products))
 
 
-def deep_errors(seed: int, targets: Sequence[float], width: int, depth: int, law: str = "uniform") -> Array:
+def deep_errors(seed: int, targets: Sequence[float] | Array, width: int, depth: int, law: str = "uniform") -> Array:
     """Errors (T,) of many targets, each from a source of its own seed (seed, number): see `deep_weight`."""
     pools = [
         candidate_paths(draw(seed + 1000 * i, f"deep weight {depth} {width}", [1, *[width] * (depth - 1), 1], law))[0]

@@ -20,14 +20,11 @@ from lthlib.randomness import generator
 from lthlib.recipe import Recipe
 from lthlib.store import Store
 from lthlib.theory.masked_network import UniversalTicket
-from lthlib.theory.piecewise_linear import Univariate
+from lthlib.theory.univariate import Pruning
 from lthlib.theory.universal import Design, polynomial_ticket
 from lthlib.theory.universality import least_squares
-from lthlib.theory.univariate import Pruning
 from lthlib.ticket import Ticket, dense_ticket
 from lthlib.training import train
-
-__all__ = ["FOUND_ON_TASKS", "ImageTask", "Recipe", "Univariate", "image_features", "image_ticket", "network_features"]
 
 Array = np.ndarray[Any, Any]
 SIDE = 8
@@ -84,9 +81,10 @@ def halves(dataset: Dataset) -> list[ImageTask]:
             which = (split.labels >= low) & (split.labels < high)
             return Split(split.images[which], split.labels[which] - low)
 
-        parts = {name: chosen(getattr(dataset, name)) for name in SPLITS}
+        train_part, validation, test = (chosen(getattr(dataset, split)) for split in SPLITS)
         name = f"{dataset.label} {low}-{high - 1}"
-        tasks.append(classification(name, replace(dataset, name=name, classes=high - low, **parts)))
+        half = replace(dataset, name=name, classes=high - low, train=train_part, validation=validation, test=test)
+        tasks.append(classification(name, half))
     return tasks
 
 
@@ -149,9 +147,9 @@ def image_features(
     store: Store | None = None,
     device: str = "auto",
 ) -> Callable[[ImageTask, str], Array]:
-    """The features of an arm: a map of (task, split) to (n, features).
+    """The features of an arm: a map of (task, split) to an array (n, features).
 
-    Arms: "universal ticket", "exact basis", "random features", "pixels" (64 of them), and, found on a task, "edge-popup"
+    Arms: "universal ticket", "exact basis", "random features", "pixels" (64), and, found on a task, "edge-popup"
     (density 0.5 of a random network with one hidden layer) and "trained" (the same network). Raises InputError for
     others, or where the task to find on is missing.
     """

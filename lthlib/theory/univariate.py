@@ -35,7 +35,8 @@ class Pruning:
       place; or "subset", subset sums towards the balanced targets, as released.
     - `refit`: outer targets are computed anew after "each" outer weight, "once" on the achieved knots (as released), or
       not at all ("off": the ablation).
-    - `mode`: the "sparsest" subset within tolerance, or the "best" of at most `largest` candidates (released: 5 of 30).
+    - `mode`: the "sparsest" subset within tolerance, or the "best" of at most `largest` candidates (released: 5 of 30),
+      sizes beyond the first within tolerance not being tried.
     - `pool`: candidates a target; `share`: hidden units already in use may serve again.
     - `placement`, `values`: of the broken line, see `piecewise_linear`.
     """
@@ -69,7 +70,14 @@ class Pruning:
 
 
 RELEASED = Pruning(
-    inner="subset", refit="once", mode="best", pool=30, share=False, placement="uniform", values="interpolated"
+    tolerance=5e-6,
+    inner="subset",
+    refit="once",
+    mode="best",
+    pool=30,
+    share=False,
+    placement="uniform",
+    values="interpolated",
 )
 
 
@@ -126,7 +134,11 @@ def prune_inner(source: Chain, function: Univariate, at: Array, pruning: Pruning
         replace(first, keep=keep_first, keep_bias=keep_first_bias),
         replace(second, keep=keep, keep_bias=np.zeros_like(second.keep_bias)),
     )
-    return achieved(layers, np.array(rows), missed)
+    reached = achieved(layers, np.array(rows), missed)
+    if not (reached.weights > 0).all():
+        width = len(first.weight)
+        raise Narrow(width, 2 * width, "too few candidates: an inner weight came out as zero or negative")
+    return reached
 
 
 def achieved(layers: tuple[Layer, Layer], rows: Array, missed: int = 0) -> Inner:
@@ -135,7 +147,8 @@ def achieved(layers: tuple[Layer, Layer], rows: Array, missed: int = 0) -> Inner
     masked = np.where(layers[1].keep[rows], layers[1].weight[rows], 0.0)
     biases = masked @ at_zero
     weights = masked @ (at_one - at_zero)
-    order = np.argsort(-biases / weights, kind="stable")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        order = np.argsort(-biases / weights, kind="stable")
     return Inner(layers, rows[order], weights[order], biases[order], missed)
 
 
@@ -356,7 +369,7 @@ def subsets(products: Array, targets: Array, pruning: Pruning, limits: Array) ->
     best, errors = np.zeros((len(targets), n), bool), np.abs(targets)
     for size in range(1, min(pruning.largest, n) + 1):
         found = solve(products, targets, "fixed", k=size)
-        better = found.error < errors
+        better = (found.error < errors) & (errors > limits)
         best[better], errors = unpack(found.mask, n)[better], np.minimum(errors, found.error)
     return best, errors
 

@@ -145,17 +145,20 @@ def universality_gap(features: Features, family: Mapping[str, Callable[[Array], 
     if not family:
         raise InputError("a gap needs at least one function, not an empty family")
     values = features(points)
-    gaps: dict[str, tuple[Readout, Readout]] = {}
+    targets = []
     for name, function in family.items():
-        target = np.asarray(function(points), float)
-        try:
-            gaps[name] = (smallest_supremum(values, target), least_squares(values, target))
-        except InputError as error:
-            raise InputError(f"function {name!r}: {error}") from error
-    worst = max(gaps, key=lambda name: gaps[name][0].sup)
-    program = gaps[worst][0]
-    rms = max(squares.rms for _, squares in gaps.values())
-    return Gap(program.sup, rms, worst, program.parameters, program.amplification, program.condition)
+        found = np.asarray(function(points), float)
+        if found.shape != (len(points),) or not np.isfinite(found).all():
+            raise InputError(
+                f"function {name!r} is NaN, infinite or misshapen on the points (valid: one number a point)"
+            )
+        targets.append(found)
+    goals = np.stack(targets, axis=1)
+    program, squares = smallest_supremum(values, goals), least_squares(values, goals)
+    sups = np.abs(program(values) - goals).max(axis=0)
+    rms = float(np.sqrt(((squares(values) - goals) ** 2).mean(axis=0)).max())
+    worst = list(family)[int(sups.argmax())]
+    return Gap(float(sups.max()), rms, worst, values.shape[1] + 1, program.amplification, program.condition)
 
 
 # --- families of functions on [0, 1] ---
