@@ -11,7 +11,7 @@ import torch
 from lthlib.axes import Axis
 from lthlib.basis import Kronecker, energy_curve, energy_share
 from lthlib.data import Dataset
-from lthlib.errors import InputError
+from lthlib.errors import InputError, unknown
 from lthlib.evidence.intervals import mean_interval
 from lthlib.finders.magnitude import Level
 from lthlib.finders.selection import jaccard
@@ -101,6 +101,16 @@ def difference_at_equal_cost(
         there = np.interp(np.log(inside[cost].astype(float)), np.log(second[cost].astype(float)), second["accuracy"])
         differences.append(float((inside["accuracy"] - there).mean()) if len(inside) else math.nan)
     return differences
+
+
+def where(table: pd.DataFrame, **values: object) -> pd.DataFrame:
+    """The rows whose columns have the given values. Raises InputError for a column that the table lacks."""
+    chosen = pd.Series(True, table.index)
+    for column, value in values.items():
+        if column not in table:
+            raise unknown("column", column, map(str, table.columns))
+        chosen &= table[column] == value
+    return table[chosen]
 
 
 def difference_to(
