@@ -23,7 +23,7 @@ def blocks(functions: Sequence[tuple[Univariate, int, float]], seed: int = 0, po
     ticks at the zero line; the band is the error of the broken line on the achieved knots.
     """
     with style():
-        figure, axes = chart(2, len(functions), width=3.9 * len(functions), height=5.0, share=False)
+        figure, axes = chart(2, len(functions), width=3.9 * len(functions) + 1.4, height=5.0, share=False)
         for column, (function, pieces, tolerance) in enumerate(functions):
             design = Design((pieces,))
             block = univariate_block(
@@ -45,8 +45,9 @@ def blocks(functions: Sequence[tuple[Univariate, int, float]], seed: int = 0, po
             lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
         axes[0].set_ylabel("value")
         axes[len(functions)].set_ylabel("error")
+        # a panel of the last column has no room of its own either: one legend beside the lower row
         axes[0].legend()
-        axes[len(functions)].legend(fontsize=8)
+        axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         note(figure, f"One random source each (seed {seed}); the effective net lies on the masked source.")
     return figure
 
@@ -65,9 +66,14 @@ def error_against_knots(functions: Sequence[Univariate], pieces: Sequence[int]) 
             bound = [lines.uniform_bound(function, n) for n in pieces]
             axes[place].plot(pieces, bound, color=BLACK, linestyle=":", label="bound $h^2\\max|f''|/8$")
             axes[place].set(xscale="log", yscale="log", xlabel="pieces N", title=function.name)
+            axes[place].set_xticks(pieces, [str(n) for n in pieces])
+            axes[place].set_xticks([], minor=True)
         axes[0].set_ylabel("supremum error")
         axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        note(figure, "Exact arithmetic, no source involved, hence no intervals.")
+        note(
+            figure,
+            "Exact arithmetic, hence no intervals. The logarithm's knots weight its errors by y.",
+        )
     return figure
 
 
@@ -96,6 +102,10 @@ def frontier(
             axes[place].axvline(most, color=BLACK, linestyle=":", linewidth=1)
             axes[place].axhline(error, color=BLACK, linestyle=":", linewidth=1, label="goal: left of and below")
             axes[place].set(xscale="log", yscale="log", xlabel="parameters kept, all factors", title=ticket)
+            low, high = part["kept"].min(), marks[ticket][0]
+            ticks = [n for n in (50, 100, 200, 400, 800, 1600) if low / 1.3 <= n <= 1.3 * high]
+            axes[place].set_xticks(ticks, [str(n) for n in ticks])
+            axes[place].set_xticks([], minor=True)
         axes[0].set_ylabel("supremum error (largest over features)")
         axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         count = int(rows.groupby(["ticket", "size", "tolerance"]).size().min())

@@ -15,6 +15,7 @@ import torch
 from lthlib import models
 from lthlib.data import Dataset, Split
 from lthlib.errors import InputError, unknown
+from lthlib.finders.magnitude import layerwise_shuffled
 from lthlib.finders.supermask import Supermask, find_supermasks, random_source
 from lthlib.randomness import generator
 from lthlib.recipe import Recipe
@@ -24,7 +25,7 @@ from lthlib.theory.univariate import Pruning
 from lthlib.theory.universal import Design, polynomial_ticket
 from lthlib.theory.universality import least_squares
 from lthlib.ticket import Ticket, dense_ticket
-from lthlib.training import train
+from lthlib.training import evaluate, train
 
 Array = np.ndarray[Any, Any]
 SIDE = 8
@@ -229,4 +230,27 @@ def transfer_rows(
                 origin = "" if found_on is None else found_on.name
                 rows.append({"found": label, "arm": arm, "found_on": origin, "task": task.name, "seed": seed,
                              "score": read_out(made, task), "features": count})  # fmt: skip
+    return rows
+
+
+def reconstructed_rows(
+    dataset: Dataset, seeds: Sequence[int], recipe: Recipe, store: Store | None = None, device: str = "auto"
+) -> list[dict[str, Any]]:
+    """Edge-popup at density 0.5 on both reconstructed architectures (non-zero biases, pruned too): test accuracies.
+
+    One row an architecture, arm and seed; arms: "edge-popup", and "random mask", the same source under a random mask
+    of the same density in every layer (its biases whole).
+    """
+    rows = []
+    for name in ("polynomial", "fourier"):
+        architecture = models.architecture(f"lthlib.theory.reconstructed:{name}", dataset.input_shape, dataset.classes)
+        sources = [random_source(architecture, seed, bias_scale=1.0) for seed in seeds]
+        settings = Supermask(density=0.5, prune_biases=True)
+        found = find_supermasks(sources, settings, recipe, dataset, seeds, device=device, store=store)
+        masked = [one.ticket for one in found]
+        random = [layerwise_shuffled(source.with_masks(ticket.masks), seed)
+                  for source, ticket, seed in zip(sources, masked, seeds, strict=True)]  # fmt: skip
+        for arm, tickets in (("edge-popup", masked), ("random mask", random)):
+            for seed, one in zip(seeds, evaluate(tickets, dataset, "test", device=device), strict=True):
+                rows.append({"architecture": name, "arm": arm, "seed": seed, "accuracy": one.accuracy})
     return rows
