@@ -103,8 +103,13 @@ class ThisPython(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         return KernelSpec(
             argv=[sys.executable, "-m", "lthlib.workbook.kernel", "-f", "{connection_file}"],
-            # A backend set for the shell, such as agg, would leave the figures out of the notebook.
-            env={REPORT: str(self.folder / "report.json"), "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+            env={
+                REPORT: str(self.folder / "report.json"),
+                # A backend set for the shell, such as agg, would leave the figures out of the notebook.
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                # Nobody is there to move a slider: explorers leave one line of text (evidence.widgets.explorer).
+                "LTH_BATCH": "1",
+            },
             display_name="Python 3",
             language="python",
         )

@@ -1,0 +1,144 @@
+"""Figures that answer a slider at once: what stays is drawn once, what moves is drawn over it.
+
+An explorer is two pure functions. `facts(material, **settings)` computes all that one setting shows, as a frozen
+dataclass with a `readout`, one line of text, and a `background`, which names what the standing part of the figure
+depends on. `draw(figure, facts)` draws that standing part and returns a function that puts the moving artists where
+other facts of the same background want them. Static figures, sliders and tests share both.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from io import BytesIO
+from typing import Any, Protocol
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import FigureBase
+from matplotlib.ticker import NullLocator
+from PIL import Image
+
+from lthlib.evidence.style import Chart, style
+
+DPI = 88
+BACKGROUNDS = 6  # kept at a time; each is a picture of about a megabyte
+
+
+class Facts(Protocol):
+    """What one setting shows."""
+
+    @property
+    def readout(self) -> str:
+        """The figure's numbers in one line of plain text."""
+
+    @property
+    def background(self) -> Hashable:
+        """Equal for facts that differ in the moving artists only."""
+
+
+Move = Callable[[Any], Sequence[Artist]]
+Draw = Callable[[FigureBase, Any], Move]
+Size = tuple[float, float]
+
+
+def figure_of(draw: Draw, facts: Facts, size: Size) -> Chart:
+    """The whole figure at one setting, `size` in inches."""
+    figure = Chart(figsize=size)
+    with style():
+        draw(figure, facts)(facts)
+    return figure
+
+
+def stacked(draw: Draw, listed: Sequence[Facts], size: Size) -> Chart:
+    """The same figure at several settings, one below the other, each under its read-out."""
+    figure = Chart(figsize=(size[0], (size[1] + 0.3) * len(listed)))
+    with style():
+        parts = figure.subfigures(len(listed), 1, squeeze=False)[:, 0]
+        for part, facts in zip(parts, listed, strict=True):
+            draw(part, facts)(facts)
+            part.text(0.01, 0.995, facts.readout, fontsize=9.5, color="#444444", va="top")
+    return figure
+
+
+class Painter:
+    """Renders facts as PNG; the standing parts of the last few backgrounds are kept as pictures."""
+
+    def __init__(self, draw: Draw, size: Size) -> None:
+        self.draw, self.size = draw, size
+        self._kept: OrderedDict[Hashable, tuple[FigureCanvasAgg, Any, Move]] = OrderedDict()
+
+    def png(self, facts: Facts) -> bytes:
+        """The figure at these facts, `DPI` dots an inch."""
+        with style():
+            kept = self._kept.pop(facts.background, None) or self._standing(facts)
+            self._kept[facts.background] = kept
+            while len(self._kept) > BACKGROUNDS:
+                self._kept.popitem(last=False)
+            canvas, picture, move = kept
+            canvas.restore_region(picture)
+            renderer = canvas.get_renderer()
+            for artist in sorted(move(facts), key=lambda one: one.get_zorder()):
+                artist.set_visible(True)
+                artist.draw(renderer)
+        with BytesIO() as buffer:
+            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+            Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+            return buffer.getvalue()
+
+    def _standing(self, facts: Facts) -> tuple[FigureCanvasAgg, Any, Move]:
+        figure = Chart(figsize=self.size, dpi=DPI)
+        canvas = FigureCanvasAgg(figure)
+        move = self.draw(figure, facts)
+        # Not set_animated: matplotlib draws animated images all the same.
+        for artist in move(facts):
+            artist.set_visible(False)
+        canvas.draw()
+        return canvas, canvas.copy_from_bbox(figure.bbox), move
+
+
+def log_percent(axes: Axes, ticks: Sequence[float], *, falling: bool = True) -> None:
+    """A log axis of densities labelled in percent at `ticks`, falling to the right as sparsity rises."""
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{100 * tick:.3g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    if falling:
+        axes.invert_xaxis()
+
+
+def picture_axes(figure: FigureBase, rectangle: tuple[float, float, float, float], title: str) -> Axes:
+    """Axes for an image: a frame and a title, nothing else. `rectangle`: left, bottom, width, height in [0, 1]."""
+    axes = figure.add_axes(rectangle)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.set_title(title, fontsize=10)
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def coarse(matrix: np.ndarray, most: int = 120) -> np.ndarray:
+    """A matrix (rows, columns) of at most `most` a side, block means of the given one: pictures show no more."""
+    rows, columns = (max(1, -(-length // most)) for length in matrix.shape)
+    if rows == columns == 1:
+        return matrix
+    heights, widths = -(-matrix.shape[0] // rows), -(-matrix.shape[1] // columns)
+    padded = np.full((heights * rows, widths * columns), np.nan)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    # Blocks at the edge hold fewer entries, but none is empty.
+    return np.nanmean(padded.reshape(heights, rows, widths, columns), axis=(1, 3))
+
+
+def tiles(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images (count, h, w) side by side in one (rows h', columns w') array, a line of NaN between them."""
+    count, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
+    for place, image in enumerate(images):
+        top, left = (place // columns) * (height + 1), (place % columns) * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def shared(settings: Mapping[str, Any], *variants: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings with each of the variants' changes."""
+    return [{**settings, **variant} for variant in variants]
