@@ -56,6 +56,14 @@ class Setting:
         """The architecture called `name` for this data set."""
         return models.architecture(name, self.dataset.input_shape, self.dataset.classes)
 
+    def on(self, dataset: Dataset) -> "Setting":
+        """The same on other data."""
+        return replace(self, dataset=dataset)
+
+    def keeping_output(self) -> "Setting":
+        """The same with the output layer never pruned."""
+        return replace(self, recipe=replace(self.recipe, output_layer="kept"))
+
     def train(self, ticket: Ticket, seed: int) -> Trained:
         """One training, from the rewinding point."""
         (run,) = train(
