@@ -68,7 +68,7 @@ def scaling(
             axes.set_yscale("log")
         axes.set_title(title)
         legend(figure, [axes], hue)
-        note(figure, caption(counts, replicate) + (f" {missing} means are left out." if missing else ""))
+        note(figure, caption(counts, "replicate") + (f" {missing} means are left out." if missing else ""))
     return figure
 
 
@@ -93,9 +93,10 @@ def transition(
             _, counts = _lines(axes, scaled, column, y, hue, replicate, False, "tolerance ")
             axes.axhline(level, color="#555555", linestyle=":", linewidth=1)
             axes.set_xlabel(label)
+            axes.set_xlim(0, 3 if column == "ratio" else None)
         panels[0].set(ylabel="share of targets reached", title=title)
         legend(figure, panels, "")
-        note(figure, caption(counts, replicate) + f" Dotted: {100 * level:g} %, where widths are read off.")
+        note(figure, caption(counts, "replicate") + f" Dotted: {100 * level:g} %, where widths are read off.")
     return figure
 
 
@@ -127,9 +128,9 @@ def size_map(
         axes.set_ylim(_edges(ys)[0], _edges(ys)[-1])
         axes.grid(visible=False)
         axes.set(xlabel="candidates n", ylabel="size k of the subset", title=title)
-        figure.legend(loc="outside lower center", ncols=3)
+        axes.legend(loc="lower right", frameon=True, framealpha=0.95, edgecolor="none")
         draws = frame.groupby([x, y])[replicate].nunique()
-        note(figure, f"Mean over n = {int(draws.min())} {replicate}s; white: k above n.")
+        note(figure, f"Mean over n = {int(draws.min())} replicates; white, at the left: k above n.")
     return figure
 
 
@@ -141,15 +142,19 @@ def accuracy_against_density(
     lines: Sequence[str] = (),
     value: str = "accuracy",
     label: str = "",
+    group: str | None = None,
+    log: bool = False,
     replicate: str = "seed",
     title: str = "",
 ) -> Chart:
-    """Accuracy against density on one pair of axes: arms in `lines` as curves over their densities, others as points.
+    """Accuracy (or another `value`, `log`: on a log axis) against density: arms in `lines` as curves over their
+    densities, others as points.
 
-    Densities of an arm that differ by under 20 % between replicates are one point, at their mean.
+    Rows of an arm are one point, at their mean density, where `group` is equal (default: where densities differ by
+    under 20 %).
     """
-    need(frame, hue, "density", value, replicate)
-    rows = frame.assign(at=_grouped(frame, hue))
+    need(frame, hue, "density", value, replicate, group)
+    rows = frame.assign(at=frame[group] if group else _grouped(frame, hue))
     with style():
         figure, (axes,) = chart(width=8.4, height=4.6)
         look = looks(ordered(frame[hue]))
@@ -157,20 +162,22 @@ def accuracy_against_density(
         for name, part in parts_by(rows, hue):
             colour, mark, dash = look[name]
             points = [
-                (float(group["density"].mean()), mean_interval(per_replicate(group, value, replicate)))
-                for _, group in part.groupby("at")
+                (float(rows["density"].mean()), mean_interval(per_replicate(rows, value, replicate)))
+                for _, rows in part.groupby("at")
             ]
             counts |= {one.n for _, one in points}
-            error_bars(axes, points, colour=colour, marker=mark, label=str(name), log=False)
+            error_bars(axes, points, colour=colour, marker=mark, label=str(name), log=log)
             if name in lines:
                 axes.plot([x for x, _ in points], [one.estimate for _, one in points], dash, color=colour)
         if dense is not None:
             band(axes, mean_interval(np.asarray(dense, float)), "trained target")
+        if log:
+            axes.set_yscale("log")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
         axes.set(xlabel=LABELS["density"], ylabel=label or LABELS.get(value, value), title=title)
         legend(figure, [axes], "")
-        note(figure, caption(counts, replicate))
+        note(figure, caption(counts, "replicate"))
     return figure
 
 

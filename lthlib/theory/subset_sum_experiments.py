@@ -73,13 +73,21 @@ def fixed_size_rows(
 
 
 def entropy_width(k: int, eps: float) -> float:
-    """The n >= 2 k at which n H_2(k / n) = log_2(k / eps): where Natale et al. (NeurIPS 2024), Theorem 2 with constant
-    1, puts the transition of fixed size k; 2 k where even that is enough."""
-    goal, low, high = math.log2(k / eps), 2.0 * k, 1e9
+    """The n >= k at which n H_2(k / n) = log_2(k / eps): where the form of Natale et al. (NeurIPS 2024), Theorem 2,
+    with constant 1 puts the transition of fixed size k. (The theorem speaks of n >= 2 k.)"""
+    goal, low, high = math.log2(k / eps), float(k), 1e9
     for _ in range(200):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if middle * binary_entropy(k / middle) < goal else (low, middle)
     return high
+
+
+def entropy_ratio(n: pd.Series, k: pd.Series, eps: float) -> pd.Series:
+    """n H_2(k / n) / log_2(k / eps) for measured widths n (at least k) and sizes k: 1 where the entropy law holds."""
+    found = [
+        width * binary_entropy(min(1.0, size / width)) / math.log2(size / eps) for width, size in zip(n, k, strict=True)
+    ]
+    return pd.Series(found, index=n.index)
 
 
 def nearest_rows(counts: Sequence[int], seeds: Sequence[int], draws: int) -> pd.DataFrame:
@@ -154,9 +162,10 @@ def pruned_source_rows(
 def trade_off_rows(
     densities: Sequence[float], seeds: Sequence[int], draws: int, eps: float, level: float = 0.9
 ) -> pd.DataFrame:
-    """Width against density at one success `level`: rows (arm, density, n, seed), the smallest n at which exactly
-    k = round(density n) candidates reach; Malach's one of n, and Pensia's best of any size, are the end points.
+    """Width against density at one success `level`: rows (arm, asked, density, n, seed).
 
+    n is the smallest at which exactly k = round(density n) candidates reach. The end points are Malach's one of n
+    (asked: 0) and Pensia's best of any size (asked: 1; density one half, which best subsets have).
     n is NaN where no n up to 32 is enough (up to 10^5 for one of n).
     """
     rows = []
@@ -166,9 +175,9 @@ def trade_off_rows(
             rows.append({"arm": "fixed size", "asked": density, "n": n, "seed": seed})
             rows[-1]["density"] = max(1, round(density * n)) / n if math.isfinite(n) else math.nan
         n = _first(range(2, 33), seed, draws, eps, level, None)
-        rows.append({"arm": "best of any size (Pensia)", "asked": math.nan, "n": n, "seed": seed, "density": 0.5})
+        rows.append({"arm": "best of any size (Pensia)", "asked": 1.0, "n": n, "seed": seed, "density": 0.5})
         n = _nearest_width(seed, draws, eps, level)
-        rows.append({"arm": "one of n (Malach)", "asked": math.nan, "n": n, "seed": seed, "density": 1 / n})
+        rows.append({"arm": "one of n (Malach)", "asked": 0.0, "n": n, "seed": seed, "density": 1 / n})
     return pd.DataFrame(rows)
 
 
