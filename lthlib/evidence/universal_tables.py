@@ -26,6 +26,8 @@ Array = np.ndarray[Any, Any]
 # RelationalML/UniversalLT, seed 42, as re-run for the specification (commented figures in the code: 1,126 and 436).
 RELEASE = {"polynomials": (1126, 1.11e-3), "sine": (436, 1.1189e-2)}
 RELEASED_DESIGNS = {"polynomials": Design((10, 40), 200, 200, 500), "sine": Design((21,), 250, 250, 250)}
+# its subsets are as good as their function needs, which the sine does not need to the same six digits
+RELEASED_PRUNINGS = {"polynomials": RELEASED, "sine": replace(RELEASED, tolerance=3e-5)}
 ABLATIONS: dict[str, tuple[Pruning, str]] = {
     "as built": (Pruning(tolerance=1e-3), "uniform"),
     "refit once": (Pruning(tolerance=1e-3, refit="once"), "uniform"),
@@ -68,7 +70,7 @@ def goal_rows(seeds: Iterable[int], folder: Path, arm: str = "ours") -> tuple[pd
     if arm not in ("ours", "released"):
         raise unknown("arm", arm, ("ours", "released"))
     for kind, design in RELEASED_DESIGNS.items():
-        options: dict[str, Any] = {} if arm == "ours" else {"design": design, "pruning": RELEASED}
+        options: dict[str, Any] = {} if arm == "ours" else {"design": design, "pruning": RELEASED_PRUNINGS[kind]}
         times = []
         for seed in seeds:
             start = time.perf_counter()

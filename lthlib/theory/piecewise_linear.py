@@ -131,7 +131,10 @@ def knots(function: Univariate, pieces: int, placement: str = "equidistributed")
     t = function.grid()
     if function.curvature is None:
         step = t[1] - t[0]
-        middle = np.abs(np.diff(function(t), 2)) / step**2
+        values = function(t)
+        second = np.abs(np.diff(values, 2))
+        # what rounding leaves of a straight line is no curvature
+        middle = np.where(second > 1e-13 * np.abs(values).max(), second, 0.0) / step**2
         bend = np.concatenate([middle[:1], middle, middle[-1:]])
     else:
         bend = np.abs(function.curvature(t))

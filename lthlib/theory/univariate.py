@@ -70,7 +70,7 @@ class Pruning:
 
 
 RELEASED = Pruning(
-    tolerance=8e-6,
+    tolerance=2e-6,
     inner="subset",
     refit="once",
     mode="best",
