@@ -76,8 +76,20 @@ def test_what_each_control_keeps():
     layers = {name for name in CONTROLS if made[name].layer_densities() == found.layer_densities()}
     # With one unit to copy, permuting the order changes nothing.
     assert masks == {"elastic", "reinit", "mask only", "order permuted"}
-    assert values == {"elastic", "random mask", "copies permuted", "weights only", "dense stretch", "order permuted"}
-    assert layers == set(CONTROLS) - {"weights only", "dense stretch"}
+    assert values == {
+        "elastic",
+        "random mask",
+        "copies permuted",
+        "copies by snip",
+        "weights only",
+        "dense stretch",
+        "order permuted",
+    }
+    assert layers == set(CONTROLS) - {"weights only", "dense stretch", "copies by snip"}
+    copied = elastic.copies(net(SOURCE), net(TARGET), MAP)
+    ours = made["copies by snip"].masks
+    assert {key for key in ours if not torch.equal(ours[key], found.masks[key])} == set(copied)
+    assert made["copies by snip"].kept == found.kept
     assert same("mask only", "coefficients", own) and same("mask only", "rest", own)
     assert made["dense stretch"].density == 1
 

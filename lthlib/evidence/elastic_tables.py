@@ -43,7 +43,7 @@ Chain = list[Level]  # one replicate's levels, the dense one first
 
 @dataclass(frozen=True)
 class Setting:
-    """What all trainings of the notebook share. `rewind_step` is where every ticket starts."""
+    """What all trainings of the notebook share; every ticket starts at the pruning's `rewind_step`."""
 
     recipe: Recipe
     dataset: Dataset

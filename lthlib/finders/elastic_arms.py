@@ -10,11 +10,12 @@ from dataclasses import replace
 import torch
 
 from lthlib.data import Dataset
-from lthlib.elastic import DepthMap, carry, permuted, with_copies_permuted
+from lthlib.elastic import DepthMap, carry, copies, permuted, with_copies_permuted
 from lthlib.errors import InputError, unknown
 from lthlib.finders import saliency
 from lthlib.finders.magnitude import Level, layerwise_shuffled, reinitialised
-from lthlib.finders.sanity import erk_masked, reinitialised_and_shuffled
+from lthlib.finders.sanity import erk_masked, pruning_data, reinitialised_and_shuffled
+from lthlib.finders.scores import snip_scores
 from lthlib.finders.selection import keep_top
 from lthlib.models import Architecture, output_layer
 from lthlib.ticket import Ticket
@@ -25,6 +26,7 @@ CONTROLS = (
     "random mask",
     "both random",
     "copies permuted",
+    "copies by snip",
     "order permuted",
     "mask only",
     "weights only",
@@ -47,9 +49,10 @@ def arm(
     """The ticket of `target` that the arm `name` trains, with as many coefficients as the elastic ticket has.
 
     `elastic`; `reinit` and `random mask` (shuffled within each tensor) and `both random`; `copies permuted` (masks of
-    the copies shuffled); `order permuted` (the map's units in random order); `mask only` (the elastic mask over `own`
-    values); `weights only` (carried values under a random mask of ERK counts); `dense stretch` (carried values,
-    density 1, the only other count); and AT_REWIND, found by `saliency.find` on `own`, the target's dense ticket at
+    the copies shuffled); `copies by snip` (masks of the copies by SNIP among the copies); `order permuted` (the map's
+    units in random order); `mask only` (the elastic mask over `own` values); `weights only` (carried values under a
+    random mask of ERK counts); `dense stretch` (carried values, density 1, the only other count); and AT_REWIND, found
+    by `saliency.find` on `own`, the target's dense ticket at
     the rewinding point, in the elastic ticket's bases. Raises InputError for unknown names, and for an `own` that does
     not fit.
     """
@@ -62,6 +65,8 @@ def arm(
         return found
     if name == "copies permuted":
         return with_copies_permuted(found, source.architecture, depths, seed)
+    if name == "copies by snip":
+        return _with_copies_by_snip(found, source.architecture, depths, seed, dataset)
     if name == "dense stretch":
         return found.with_masks({key: torch.ones_like(mask) for key, mask in found.masks.items()})
     if name == "mask only":
@@ -75,6 +80,18 @@ def arm(
         "weights only": erk_masked,
     }
     return made[name](found, seed)
+
+
+def _with_copies_by_snip(
+    found: Ticket, source: Architecture, depths: DepthMap, seed: int, dataset: Dataset | None
+) -> Ticket:
+    """The originals' masks kept, those of the copies by SNIP on the carried values; arXiv 2103.16547, section 4.2."""
+    names = copies(source, found.architecture, depths)
+    whole = found.with_masks({n: torch.ones_like(m) if n in names else m for n, m in found.masks.items()})
+    images, labels = pruning_data(whole, dataset, seed, name="snip")
+    scores = snip_scores(whole, images, labels)
+    count = sum(int(found.masks[name].sum()) for name in names)
+    return found.with_masks({**found.masks, **keep_top({name: scores[name] for name in names}, count)})
 
 
 def in_bases_of(own: Ticket, other: Ticket) -> Ticket:
