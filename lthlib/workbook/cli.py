@@ -110,6 +110,27 @@ def report(out: Out = "results") -> None:
         print(write_index(folder))
 
 
+@app.command(short_help="Keeps finished results for the record.")
+def keep(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Folders of finished runs, DIR/<profile>/<notebook>.")
+    ],
+    into: Annotated[str, typer.Option(help="Folder to keep them in.", metavar="DIR")] = "results/reference/mnist",
+) -> None:
+    """Copies tables, claims, manifest and figures of RUNs into DIR/<notebook>, and writes DIR/README.md anew.
+
+    A RUN is DIR/<profile>/<notebook> of `lth run`; the README has tables and verdicts of all that is kept in DIR.
+    """
+    from pathlib import Path
+
+    from lthlib.workbook.paths import project_path
+    from lthlib.workbook.reference import keep, write_readme
+
+    for run in runs:
+        keep(Path(run), project_path(into))
+    print(write_readme(project_path(into)))
+
+
 def _run_with_bar(tasks: "Sequence[Task]", jobs: int, force: bool) -> "list[Outcome]":
     from rich.console import Console
     from rich.progress import (

@@ -1,0 +1,115 @@
+"""Results kept for the record: what is small of finished runs, and a README of tables computed from it."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lthlib.errors import InputError
+from lthlib.store import write_atomically, write_text
+from lthlib.workbook.paths import notebooks_folder
+
+LARGEST = 2**20
+KEPT = ("metrics.parquet", "claims.json", "manifest.json")
+
+
+def keep(run: Path, into: Path) -> list[Path]:
+    """Copies the tables, claims, manifest and PNG figures of one finished run into `into`/<its name>, and lists them.
+
+    Raises InputError for a folder that holds no finished run, and for a file above 1 MiB.
+    """
+    files = [run / name for name in KEPT] + sorted(run.glob("*.png"))
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise InputError(f"{str(run)!r} is no finished run: {', '.join(missing)} is missing")
+    large = [path.name for path in files if path.stat().st_size > LARGEST]
+    if large:
+        raise InputError(f"{', '.join(large)} of {str(run)!r} is above 1 MiB, the most that is kept")
+    target = into / run.name
+    target.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        write_atomically(target / path.name, partial(shutil.copyfile, path))
+    return [target / path.name for path in files]
+
+
+def write_readme(folder: Path) -> Path:
+    """`folder`/README.md: for each run kept there its settings, tables and verdicts, computed from its files."""
+    runs = sorted(path.parent for path in folder.glob("*/claims.json"))
+    if not runs:
+        raise InputError(f"{str(folder)!r} holds no results that were kept")
+    lines = [f"# Reference results: {folder.name}", ""]
+    lines += ["Computed from the files beside it by `lth keep`; test accuracy in percent, means over seeds with 95 % t"]
+    lines += ["intervals. Verdicts are corrected for several claims (Holm); `-` is a number that does not exist."]
+    for run in runs:
+        lines += ["", f"## {run.name}", "", _settings(run), *_tables(run), *_verdicts(run)]
+    path = folder / "README.md"
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def _settings(run: Path) -> str:
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    hidden = ("out_dir", "data_dir", "profile", "device")
+    shown = ", ".join(f"{name} {value}" for name, value in manifest["parameters"].items() if name not in hidden)
+    return f"{shown}. Commit {str(manifest.get('commit') or 'unknown')[:7]}, {manifest.get('seconds', 0):.0f} s."
+
+
+def _tables(run: Path) -> list[str]:
+    import pandas as pd
+
+    chosen = yaml.safe_load((notebooks_folder() / "reference.yaml").read_text(encoding="utf-8")).get(run.name, [])
+    frame = pd.read_parquet(run / "metrics.parquet")
+    return [line for table in chosen for line in _table(frame, table)]
+
+
+def _table(frame: Any, table: Mapping[str, Any]) -> list[str]:
+    from lthlib.evidence.intervals import mean_interval
+    from lthlib.evidence.style import ordered
+
+    for column, values in table.get("where", {}).items():
+        frame = frame[frame[column].isin(values if isinstance(values, list) else [values])]
+    rows, columns = table["rows"], table["columns"]
+    names = ordered(frame[columns].dropna())
+    body = []
+    for key in ordered(frame[rows].dropna()):
+        part = frame[frame[rows] == key]
+        cells = []
+        for name in names:
+            one = mean_interval(part.loc[part[columns] == name, table["value"]])
+            cells.append(f"{one.estimate:.2f} [{one.low:.2f}, {one.high:.2f}]" if one.n else "")
+        # A level of pruning is told by its density.
+        body.append([f"{part['density'].mean():.3f}" if rows == "round" else _text(key), *cells])
+    head = ["density" if rows == "round" else rows, *map(_text, names)]
+    return ["", f"**{table['title']}**", "", *_markdown(head, body)]
+
+
+def _verdicts(run: Path) -> list[str]:
+    records = json.loads((run / "claims.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            f"{one['id']}: {one['claim']}",
+            one["verdict"],
+            _number(one["estimate"]),
+            " to ".join(map(_number, one["ci"])),
+            _number(one["margin"]),
+            str(one["n"]),
+        ]
+        for one in records
+    ]
+    return ["", *_markdown(["claim", "verdict", "estimate", "95 % interval", "margin", "n"], rows)]
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

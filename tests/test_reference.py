@@ -1,0 +1,43 @@
+"""Results that are kept for the record say what their files say."""
+
+from pathlib import Path
+
+import pytest
+
+from lthlib.errors import InputError
+from lthlib.workbook.reference import keep, write_readme
+
+KEPT = sorted((Path(__file__).parents[1] / "results" / "reference").glob("*/*/claims.json"))
+FOLDERS = sorted({path.parents[1] for path in KEPT})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_committed_readme_is_what_the_committed_files_give(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / folder.name
+    for path in KEPT:
+        if path.parents[1] == folder:
+            keep(path.parent, copy)
+    assert write_readme(copy).read_text(encoding="utf-8") == (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_nothing_committed_is_large() -> None:
+    large = [path for folder in FOLDERS for path in folder.rglob("*") if path.stat().st_size > 2**20]
+    assert large == []
+
+
+def test_an_unfinished_run_is_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match=r"is no finished run: metrics\.parquet, claims\.json, manifest\.json"):
+        keep(tmp_path / "run", tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    with pytest.raises(InputError, match="holds no results that were kept"):
+        write_readme(tmp_path)
+
+
+def test_a_file_above_one_mebibyte_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("metrics.parquet", "claims.json", "manifest.json"):
+        (run / name).write_bytes(b"0" * (2**20 + 1 if name == "metrics.parquet" else 1))
+    with pytest.raises(InputError, match=r"metrics\.parquet .* is above 1 MiB"):
+        keep(run, tmp_path / "kept")
