@@ -32,7 +32,7 @@ def test_costs_against_targets_and_accuracy():
         {"seed": [0, 1, 0, 1], "flops": [1e9, 1e9, 2e9, 2e9], "accuracy": [80.0, 82, 90, 91], "target": "t"}
     ).assign(arm=["elastic", "elastic", "direct", "direct"])
     figure = elastic_plots.cost_scatter(rows)
-    assert labels(figure) == ["elastic", "direct"] and figure.axes[0].get_xscale() == "log"
+    assert labels(figure) == ["elastic", "direct"] and figure.axes[0].get_xlim()[0] == 0
 
 
 def test_lines_have_a_panel_for_each_kind_of_statistics():

@@ -108,9 +108,10 @@ def cost_scatter(
                     label=str(label),
                     log=False,
                 )
-            one.set_xscale("log")
+            one.set_xlim(left=0)
+            one.xaxis.set_major_locator(MaxNLocator(4))
             one.set_title(str(name))
-            one.set_xlabel("training FLOPs (log scale)")
+            one.set_xlabel("training FLOPs")
         axes[0].set_ylabel("test accuracy (%)")
         legend(figure, axes, arm)
         if title:
@@ -152,7 +153,7 @@ def accuracy_along_lines(
             one.set_title(f"BatchNorm statistics {kind}")
             one.set_xlabel(r"$\alpha$, from one training to the other")
         axes[0].set_ylabel("validation accuracy (%)")
-        axes[0].set_ylim(top=101)
+        axes[0].set_ylim(max(0, axes[0].get_ylim()[0]), 101)
         legend(figure, axes, path)
         if title:
             figure.suptitle(title, x=0.01, ha="left")

@@ -240,9 +240,9 @@ def _searched(
 
 
 def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Ordered pairs (source, target) of different depth that a map connects; a stage without units cannot grow."""
+    """Pairs (source, target) of different depth that a map connects, by target; a stage without units cannot grow."""
     found = []
-    for source, target in permutations(names, 2):
+    for target, source in permutations(names, 2):
         both = [stages(models.architecture(name, (1, 8, 8), 10)) for name in (source, target)]
         lengths = [{stage.name: len(stage.replicable) for stage in one} for one in both]
         alike = lengths[0].keys() == lengths[1].keys() and lengths[0] != lengths[1]

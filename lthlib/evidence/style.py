@@ -74,6 +74,7 @@ _NAMED = {
 _ALIASES = {
     "imp": "ticket",
     "ett": "elastic",
+    "direct": "ticket",  # found on the network itself, where others are carried to it
     "random reinit": "reinit",
     "shuffle": "layerwise shuffle",
     "layer shuffle": "layerwise shuffle",
