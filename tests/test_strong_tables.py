@@ -20,7 +20,7 @@ def built():
     digits = data.load("digits", "data")
     trained = strong_tables.targets("lenet-12", digits, Recipe(learning_rate=0.1, epochs=3, evaluations=1), [0, 1])
     ways = {"best": Way(Search(18, redraws=3)), "one more": Way(Search(18), "depth-plus-one")}
-    return digits, trained, *strong_tables.constructions(trained, ways, digits)
+    return digits, trained, *strong_tables.constructions(trained, ways, digits, keep=list(ways))
 
 
 def test_rows_are_those_of_the_masked_source(built):

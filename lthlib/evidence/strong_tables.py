@@ -28,6 +28,7 @@ from lthlib.ticket import Ticket, dense_ticket
 from lthlib.training import Trained, evaluate, train
 
 TARGET = "target"
+LARGEST_SEARCH = 1_000_000  # weights of a source that a finder searches beside a construction
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Way:
 
 def ways(candidates: int, eps: float) -> dict[str, Way]:
     """The constructions of the notebook by name, all with `candidates` random numbers a weight and sign (Malach's and
-    Orseau's with ten times and four times as many, since they choose one, or greedily)."""
+    Orseau's with four times as many, since they choose one, or greedily)."""
     base = Search(candidates=candidates, eps=eps, redraws=2)
     greedy = replace(base, method="greedy", law="hyperbolic", candidates=4 * candidates)
     return {
@@ -48,7 +49,7 @@ def ways(candidates: int, eps: float) -> dict[str, Way]:
         "sparsest, first hit": Way(replace(base, method="sparsest", choice="first")),
         "sparsest, best in size": Way(replace(base, method="sparsest")),
         "fixed size n/4 (Natale)": Way(replace(base, method="fixed", size=max(1, candidates // 4))),
-        "one of 10 n (Malach)": Way(replace(base, method="nearest", candidates=10 * candidates, redraws=0)),
+        "one of 4 n (Malach)": Way(replace(base, method="nearest", candidates=4 * candidates, redraws=0)),
         "greedy (Orseau)": Way(greedy),
         "depth + 1 (Burkholz)": Way(base, "depth-plus-one"),
         "depth + 1, sparsest": Way(replace(base, method="sparsest"), "depth-plus-one"),
@@ -73,30 +74,40 @@ def targets(
 
 
 def constructions(
-    trained: Sequence[Trained], chosen: Mapping[str, Way], dataset: Dataset, *, device: str = "auto", inputs: int = 100
+    trained: Sequence[Trained],
+    chosen: Mapping[str, Way],
+    dataset: Dataset,
+    *,
+    keep: Sequence[str] = (),
+    device: str = "auto",
+    inputs: int = 100,
 ) -> tuple[pd.DataFrame, dict[str, list[Construction]], pd.DataFrame]:
-    """Every way for every trained target: rows, the constructions by way, and seconds and solves/s by way.
+    """Every way for every trained target: rows, the constructions of the ways to `keep`, and seconds and solves/s.
 
     One row a way and seed, and the target itself: depth, width (largest layer), source, ticket, density, ratio to the
     target's numbers, kept a weight, solves, unreached, sup error over `inputs` test images with the bound that the
     weights' errors give, test accuracy of the ticket and, as `delta`, minus that of its target.
     """
-    made = {name: [_timed(run.ticket, way, run.seed) for run in trained] for name, way in chosen.items()}
     exact = evaluate([run.ticket for run in trained], dataset, "test", device=device)
     images = dataset.normalised("test")[:inputs]
     rows: list[dict[str, Any]] = [
         {"arm": TARGET, "seed": run.seed, "accuracy": one.accuracy, "delta": 0.0}
         for run, one in zip(trained, exact, strict=True)
     ]
-    for name, parts in made.items():
-        for run, (found, _), one in zip(trained, parts, exact, strict=True):
-            row = {"arm": name, "seed": run.seed} | row_of(found, images)
+    made: dict[str, list[Construction]] = {name: [] for name in keep}
+    speeds = []
+    for name, way in chosen.items():
+        for run, one in zip(trained, exact, strict=True):
+            found, seconds = _timed(run.ticket, way, run.seed)
             (test,) = evaluate([found.ticket], dataset, "test", device=device)
-            rows.append(row | {"accuracy": test.accuracy, "delta": test.accuracy - one.accuracy})
-    rates = {name: sum(f.solves for f, _ in parts) / sum(s for _, s in parts) for name, parts in made.items()}
-    seconds = {name: sum(s for _, s in parts) / len(parts) for name, parts in made.items()}
-    speed = pd.DataFrame({"seconds a construction": seconds, "solves/s": rates}).rename_axis("arm")
-    return pd.DataFrame(rows), {name: [found for found, _ in parts] for name, parts in made.items()}, speed
+            accuracy = {"accuracy": test.accuracy, "delta": test.accuracy - one.accuracy}
+            rows.append({"arm": name, "seed": run.seed} | row_of(found, images) | accuracy)
+            speeds.append({"arm": name, "seconds": seconds, "solves": found.solves})
+            # Sources are large: only those that are asked for stay in memory.
+            if name in made:
+                made[name].append(found)
+    speed = pd.DataFrame(speeds).groupby("arm", sort=False).mean()
+    return pd.DataFrame(rows), made, speed.assign(**{"solves/s": speed["solves"] / speed["seconds"]})
 
 
 def _timed(target: Ticket, way: Way, seed: int) -> tuple[Construction, float]:
@@ -193,7 +204,7 @@ def found_on_the_same_source(
     """Edge-popup at a constructed ticket's own density: rows (arm, architecture, seed, density, accuracy).
 
     It searches a Kaiming-normal network of the target's architecture, or, with `same_source`, of the construction's
-    source, which is far larger.
+    source, which is far larger; sources above LARGEST_SEARCH weights are left out.
     """
     if not made:
         raise InputError("no construction to compare with (valid: one or more)")
@@ -202,6 +213,8 @@ def found_on_the_same_source(
     for name, parts in made.items():
         for run, one in zip(trained, parts, strict=True):
             shape = (one.ticket if same_source else run.ticket).architecture
+            if same_source and one.ticket.prunable > LARGEST_SEARCH:
+                continue
             settings = Supermask("edge-popup", one.ticket.density)
             (found,) = find_supermasks(
                 [random_source(shape, run.seed)],
@@ -216,7 +229,7 @@ def found_on_the_same_source(
             rows.append({"arm": f"edge-popup on the {'source' if same_source else 'target'}'s architecture",
                          "beside": name, "seed": run.seed, "density": found.ticket.density,
                          "accuracy": test.accuracy})  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["arm", "beside", "seed", "density", "accuracy"])
 
 
 def best_minus_dense(found: pd.DataFrame, finders: Sequence[str]) -> dict[str, list[float]]:
