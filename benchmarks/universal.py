@@ -13,6 +13,7 @@ from lthlib.evidence.universal_tables import errors_of, frontier_rows, made
 from lthlib.theory.universal import POLYNOMIAL_GOAL, SINE_GOAL
 
 RELEASE_SECONDS = 146.0
+FIRST_SEED = 1000  # sources that no setting was chosen on
 GOALS = {"polynomials": (600, POLYNOMIAL_GOAL), "sine": (220, SINE_GOAL)}
 
 
@@ -20,11 +21,11 @@ def goals(rows: list[Row], sources: int) -> None:
     """Medians over sources of both tickets; the first pair, which compiles, is timed apart."""
     start = time.perf_counter()
     for kind in GOALS:
-        made(kind, sources)
+        made(kind, FIRST_SEED - 1)
     first = time.perf_counter() - start
     seconds = []
     found = {kind: ([], []) for kind in GOALS}
-    for seed in range(sources):
+    for seed in range(FIRST_SEED, FIRST_SEED + sources):
         start = time.perf_counter()
         for kind, (kept, errors) in found.items():
             ticket = made(kind, seed)
@@ -58,7 +59,9 @@ def frontier(rows: list[Row], sources: int, sizes: tuple[float, ...]) -> None:
 
 def main() -> None:
     """Runs the benchmark."""
-    arguments = parser(__doc__).parse_args()
+    options = parser(__doc__ or "")
+    options.add_argument("--tiny", action="store_true", help="the smallest run, for the test suite")
+    arguments = options.parse_args()
     rows: list[Row] = []
     goals(rows, 2 if arguments.tiny else 20)
     frontier(rows, 2 if arguments.tiny else 10, (0.6, 1.0) if arguments.tiny else (0.5, 0.7, 1.0, 1.4, 2.0))
