@@ -183,18 +183,19 @@ class Bench:
 
         return self._once(("curve", seed, basis, finder), work)
 
-    def measured(self, basis: str) -> pd.DataFrame:
-        """The table's rows for a basis with columns arm, seed, density, accuracy (validation where it is known)."""
+    def measured(self, basis: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+        """The table's rows for a basis (arm, seed, density, accuracy, on validation data if known); means by arm."""
 
-        def work() -> pd.DataFrame:
+        def work() -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
             table = self.source.table
             if table is None or "density" not in table:
-                return pd.DataFrame(columns=["arm", "seed", "density", "accuracy", "round"])
+                return pd.DataFrame(columns=["arm", "seed", "density", "accuracy", "round"]), {}
             rows = table[table["basis"].isin([basis])] if self._has("basis") else table
             value = "validation_accuracy" if self._has("validation_accuracy") else "accuracy"
             rows = rows.assign(accuracy=rows[value], arm=rows["arm"] if self._has("arm") else "measured")
             rows = rows.assign(round=rows["round"] if self._has("round") else rows["density"].round(6))
-            return rows.dropna(subset=["density", "accuracy"])
+            rows = rows.dropna(subset=["density", "accuracy"])
+            return rows, _means(rows)
 
         return self._once(("measured", basis), work)
 
@@ -220,7 +221,7 @@ def ticket_facts(
         raise unknown("layer", layer, bench.layers)
     pruned, _ = bench.ticket(seed, basis, finder, density)
     accuracy = bench.accuracy(pruned) if live else None
-    rows = bench.measured(basis)
+    rows, means = bench.measured(basis)
     place = (seed, basis, finder)
     results = tuple((one.density, one.accuracy) for one in bench.results if one.place == place)
     nearest = _nearest(rows, seed, pruned.density)
@@ -244,7 +245,7 @@ def ticket_facts(
         density=pruned.density,
         accuracy=accuracy,
         curve=bench.curve(seed, basis, finder) if live else (np.zeros(0), np.zeros(0)),
-        measured=_means(rows),
+        measured=means,
         nearest=nearest,
         layers=pruned.layer_densities(),
         layer=layer,

@@ -1,0 +1,181 @@
+"""SubsetSumExplorer: which of n random numbers add up to a target, and how near one may hope to come."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import ipywidgets as controls
+import numpy as np
+import torch
+from matplotlib.artist import Artist
+from matplotlib.figure import FigureBase
+
+from lthlib.errors import InputError, unknown
+from lthlib.evidence.style import BLACK, BLUE, GREY, ORANGE, RED
+from lthlib.evidence.widgets.explorer import Explorer, dropdown, labelled, slider, whole_slider
+from lthlib.evidence.widgets.scene import Move, shared
+from lthlib.randomness import generator
+from lthlib.theory.subset_sum import (
+    LAWS,
+    MODES,
+    expected_fixed_size_hits,
+    predicted_failure,
+    predicted_median_error,
+    solve,
+)
+
+SIZE = (10.8, 3.5)
+MOST = 20  # candidates
+INSTANCES = 200
+LOW, HIGH = 1e-8, 1.0  # errors shown
+
+
+@dataclass(frozen=True)
+class SubsetFacts:
+    """One instance's candidates (n,), which are kept (bool), its error; errors of other instances of the same law."""
+
+    readout: str
+    background: Hashable
+    candidates: np.ndarray
+    kept: np.ndarray
+    target: float
+    eps: float
+    error: float
+    errors: np.ndarray
+    predicted: np.ndarray
+
+
+def candidates(n: int, instances: int, law: str, seed: int) -> np.ndarray:
+    """Random numbers (instances, n): U[-1, 1], or products of two of them. Raises InputError for another law."""
+    if law not in LAWS:
+        raise unknown("law", law, LAWS)
+    source = generator(seed, "explorer", "subset sum", n)
+    shape = (instances, n, 1 if law == "uniform" else 2)
+    return (2 * torch.rand(shape, generator=source, dtype=torch.float64) - 1).prod(2).numpy()
+
+
+@lru_cache(maxsize=256)
+def _errors(n: int, target: float, mode: str, k: int, law: str) -> np.ndarray:
+    """Errors of other instances: of the best subset, or of the best of size k."""
+    others = candidates(n, INSTANCES, law, 1_000)
+    chosen = {"mode": "fixed", "k": k} if mode == "fixed" else {"mode": "best"}
+    return np.sort(solve(others, np.full(INSTANCES, target), **chosen).error)  # type: ignore[arg-type]
+
+
+def subset_facts(
+    *, n: int, eps: float, target: float, mode: str, k: int = 3, law: str = "uniform", seed: int = 0
+) -> SubsetFacts:
+    """The subset that `subset_sum.solve` finds among n candidates, and the law of such errors over 200 instances.
+
+    `mode` sparsest takes the fewest within `eps`, fixed exactly min(k, n). Raises InputError for n outside 1 to 20,
+    an eps that is not positive, and as `solve` does.
+    """
+    if not 1 <= n <= MOST:
+        raise InputError(f"{n} candidates (valid here: 1 to {MOST})")
+    if not 0 < eps < math.inf:
+        raise InputError(f"tolerance {eps} is not above 0")
+    k = min(k, n)
+    (own,) = candidates(n, 1, law, seed)
+    found = solve(own, target, mode, eps=eps, k=k)
+    kept, error = found.kept(n), float(found.error)
+    errors = _errors(n, target, mode, k if mode == "fixed" else 0, law)
+    grid = _grid()
+    if mode != "fixed":
+        predicted = np.array([predicted_failure(n, at, target, law) for at in grid])
+    elif law == "uniform":
+        # Hits are nearly a Poisson number of this mean.
+        predicted = np.array([math.exp(-expected_fixed_size_hits(n, k, at, target)) for at in grid])
+    else:
+        predicted = np.full(len(grid), math.nan)
+    failed = int((errors > eps).sum())
+    verdict = "within" if error <= eps else "not within"
+    typical = "" if mode == "fixed" else f" (predicted {predicted_median_error(n, target, law):.2g})"
+    readout = (
+        f"{int(kept.sum())} of {n} candidates add up to {float(own[kept].sum()):.6g}, target {target:g}: error "
+        f"{error:.2g}, {verdict} {eps:.2g}; of {INSTANCES} other draws {failed} miss it, median error "
+        f"{np.median(errors):.2g}{typical}"
+    )
+    return SubsetFacts(readout, law, own, kept, target, eps, error, errors, predicted)
+
+
+def _grid() -> np.ndarray:
+    return np.geomspace(LOW, HIGH, 120)
+
+
+def walk(chosen: np.ndarray, target: float) -> np.ndarray:
+    """Partial sums from 0, kept numbers in an order that stays near the target: up while below it, else down."""
+    up, down = sorted(chosen[chosen > 0]), sorted(chosen[chosen <= 0], reverse=True)
+    sums = [0.0]
+    while up or down:
+        rising = up and (sums[-1] < target or not down)
+        sums.append(sums[-1] + (up.pop() if rising else down.pop()))
+    return np.array(sums)
+
+
+def draw_subset(figure: FigureBase, facts: SubsetFacts) -> Move:
+    """The kept numbers as steps on the number line, and the share of draws that miss a tolerance."""
+    axes = figure.add_axes((0.03, 0.17, 0.47, 0.68))
+    axes.set(xlim=(-2.1, 2.1), ylim=(-1.2, 13), yticks=[], xlabel="number line")
+    axes.axhline(0, color=BLACK, linewidth=1)
+    axes.set_title("Candidates (grey), kept ones (blue), their partial sums")
+    (target,) = axes.plot([0, 0], [-1.2, 13], color=RED, linewidth=1.2, label="target")
+    (all_of,) = axes.plot([], [], "|", color=GREY, ms=16, mew=1.6)
+    (chosen,) = axes.plot([], [], "|", color=BLUE, ms=22, mew=2.4, label="kept")
+    (steps,) = axes.plot([], [], color=BLUE, linewidth=1.2, marker="o", ms=4, label="partial sums from 0")
+    (end,) = axes.plot([], [], "o", color=ORANGE, ms=8, label="sum")
+    axes.legend(loc="upper left", fontsize=8, ncols=2)
+
+    right = figure.add_axes((0.58, 0.17, 0.41, 0.68))
+    right.set(xscale="log", xlim=(LOW, HIGH), ylim=(-0.02, 1.05), yticks=[0, 0.5, 1])
+    right.set_xticks([1e-8, 1e-6, 1e-4, 1e-2, 1])
+    right.minorticks_off()
+    right.set(xlabel="tolerance eps (log scale)", ylabel="share of draws that miss it")
+    right.set_title(f"Error law, {INSTANCES} draws, {facts.background} candidates")
+    (theory,) = right.plot([], [], color=BLACK, label="predicted (Poisson)")
+    (measured,) = right.plot([], [], color=BLUE, drawstyle="steps-post", label="measured")
+    (tolerance,) = right.plot([1, 1], [-0.02, 1.05], color=RED, linewidth=1.2, label="eps")
+    (own,) = right.plot([], [], "o", color=ORANGE, ms=8, label="this draw's error")
+    right.legend(loc="lower left", fontsize=8)
+
+    def move(now: SubsetFacts) -> Sequence[Artist]:
+        kept, sums = now.candidates[now.kept], walk(now.candidates[now.kept], now.target)
+        target.set_xdata([now.target, now.target])
+        all_of.set_data(now.candidates, np.zeros(len(now.candidates)))
+        chosen.set_data(kept, np.zeros(len(kept)))
+        heights = np.linspace(0.8, max(1.6, min(10.0, len(sums))), len(sums))
+        steps.set_data(sums, heights)
+        end.set_data([sums[-1]], [heights[-1]])
+        theory.set_data(_grid(), now.predicted)
+        found = np.clip(now.errors, LOW, HIGH)
+        shares = 1 - np.arange(1, len(found) + 1) / len(found)
+        measured.set_data([LOW, *found, HIGH], [1, *shares, 0])
+        tolerance.set_xdata([now.eps, now.eps])
+        own.set_data([max(now.error, LOW)], [0])
+        return (target, all_of, chosen, steps, end, theory, measured, tolerance, own)
+
+    return move
+
+
+class SubsetSumExplorer(Explorer):
+    """n random candidates, a target, a tolerance: the chosen subset on the number line and the law of its error."""
+
+    def __init__(self) -> None:
+        first = {"n": 12, "eps": 0.01, "target": 0.5, "mode": "best", "k": 3, "law": "uniform", "seed": 0}
+        examples = shared(first, {"n": 6}, {"n": 16}, {"n": 16, "mode": "sparsest"})
+        super().__init__("Subset-sum explorer", self._controls, subset_facts, draw_subset, SIZE, examples)
+
+    @staticmethod
+    def _controls() -> dict[str, controls.Widget]:
+        eps = controls.FloatLogSlider(
+            value=0.01, base=10, min=-7, max=-0.5, step=0.25, readout_format=".1e", **labelled("tolerance eps")
+        )
+        return {
+            "n": whole_slider("candidates n", 1, MOST, 12),
+            "eps": eps,
+            "target": slider("target", -1, 1, 0.5, 0.05),
+            "mode": dropdown("mode", MODES),
+            "k": whole_slider("size (fixed)", 1, 8, 3),
+            "law": dropdown("law", LAWS),
+            "seed": whole_slider("draw", 0, 20, 0),
+        }

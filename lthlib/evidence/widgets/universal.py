@@ -1,0 +1,139 @@
+"""UniversalExplorer: type a function, choose knots, and see the masked random network that computes it."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import ipywidgets as controls
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.figure import FigureBase
+
+from lthlib.evidence.style import BLACK, BLUE, ORANGE, RED
+from lthlib.evidence.widgets.explorer import Explorer, dropdown, labelled, whole_slider
+from lthlib.evidence.widgets.expressions import parse
+from lthlib.evidence.widgets.scene import Move, shared
+from lthlib.theory import piecewise_linear as lines
+from lthlib.theory.masked_network import LAWS, UniversalTicket
+from lthlib.theory.piecewise_linear import Univariate
+from lthlib.theory.univariate import Pruning
+from lthlib.theory.universal import Design, function_ticket
+
+SIZE = (10.8, 3.5)
+MOST = 20  # knots: more take longer than a slider may
+POINTS = 401
+LOW = 1e-5
+
+
+@dataclass(frozen=True)
+class UniversalFacts:
+    """A function and the ticket made for it on [0, 1]: values at x, errors, the mask's ones, the source's size."""
+
+    readout: str
+    background: Hashable
+    x: np.ndarray
+    function: np.ndarray
+    ticket: np.ndarray
+    knots: np.ndarray
+    error: float
+    line_error: float
+    kept: int
+    source: int
+
+
+@lru_cache(maxsize=128)
+def ticket_of(text: str, knots: int, law: str, seed: int) -> UniversalTicket:
+    """The universal ticket of one typed function, `knots` pieces, from the source of one seed."""
+    return function_ticket(seed, univariate(text), design=Design((knots,)), pruning=Pruning(tolerance=1e-3), law=law)
+
+
+def univariate(text: str) -> Univariate:
+    """A typed function of x on [0, 1]. Raises InputError for text that is no function, NaN and unbounded values."""
+    return lines.checked(Univariate(text.strip(), parse(text), (0.0, 1.0)))
+
+
+def universal_facts(*, text: str, knots: int, law: str = "uniform", seed: int = 0) -> UniversalFacts:
+    """The typed function against a mask on a random ReLU chain 1 -> 24 -> 200 -> 200 -> 1, no weight trained.
+
+    Raises InputError for what `parse` refuses, functions that are not bounded on [0, 1], and knots out of range.
+    """
+    function = univariate(text)
+    ticket = ticket_of(text, knots, law, seed)
+    x = np.linspace(0, 1, POINTS)
+    values, features = function(x), ticket.features(x[:, None])[:, 0]
+    wanted = lines.knots(function, knots, "equidistributed")
+    error = float(np.abs(values - features).max())
+    line_error = lines.line_error(function, wanted)
+    missed = f"; {'; '.join(ticket.failures)}" if ticket.failures else ""
+    readout = (
+        f"{text.strip()} with {knots} pieces: largest error {error:.2g} on {POINTS} points (the broken line's own "
+        f"{line_error:.2g}); {ticket.kept:,} of {ticket.source_parameters:,} random parameters kept "
+        f"({100 * ticket.density:.2g} %){missed}"
+    )
+    return UniversalFacts(
+        readout=readout,
+        background=(text, law, seed),
+        x=x,
+        function=values,
+        ticket=features,
+        knots=wanted,
+        error=error,
+        line_error=line_error,
+        kept=ticket.kept,
+        source=ticket.source_parameters,
+    )
+
+
+def draw_universal(figure: FigureBase, facts: UniversalFacts) -> Move:
+    """Function and ticket, their difference, and the parameters kept."""
+    low, high = float(facts.function.min()), float(facts.function.max())
+    room = 0.12 * ((high - low) or 1.0)
+    axes = figure.add_axes((0.06, 0.17, 0.4, 0.68))
+    axes.plot(facts.x, facts.function, color=BLACK, linewidth=3, alpha=0.35, label="function")
+    axes.set(xlim=(0, 1), ylim=(low - room, high + 2.2 * room), xlabel="x", ylabel="value")
+    axes.set_title("A mask on a random network")
+    (ticket,) = axes.plot([], [], color=BLUE, linewidth=1.4, label="ticket")
+    (knots,) = axes.plot([], [], "|", color=RED, ms=10, mew=1.5, label="knots")
+    axes.legend(loc="upper center", fontsize=8, ncols=3)
+    middle = figure.add_axes((0.54, 0.17, 0.27, 0.68))
+    middle.set(xlim=(0, 1), yscale="log", ylim=(LOW, 3), xlabel="x", ylabel="|function - ticket| (log)")
+    middle.minorticks_off()
+    middle.set_title("Error")
+    (error,) = middle.plot([], [], color=BLUE)
+    (floor,) = middle.plot([0, 1], [1, 1], color=BLACK, linestyle="--", linewidth=1, label="broken line's error")
+    middle.legend(loc="upper right", fontsize=8)
+    right = figure.add_axes((0.88, 0.17, 0.11, 0.68))
+    right.set(xlim=(-0.6, 0.6), yscale="log", ylim=(10, 1e5), xticks=[], ylabel="parameters (log)")
+    right.axhline(facts.source, color=BLACK, linewidth=1.5)
+    right.text(0, facts.source * 1.15, "source", ha="center", fontsize=8.5)
+    right.set_title("Kept")
+    (bar,) = right.plot([0, 0], [10, 10], color=ORANGE, linewidth=18, solid_capstyle="butt")
+
+    def move(now: UniversalFacts) -> Sequence[Artist]:
+        ticket.set_data(now.x, now.ticket)
+        knots.set_data(now.knots, np.full(len(now.knots), low - 0.6 * room))
+        error.set_data(now.x, np.maximum(np.abs(now.function - now.ticket), LOW))
+        floor.set_ydata([max(now.line_error, LOW)] * 2)
+        bar.set_ydata([10, max(10, now.kept)])
+        return (ticket, knots, error, floor, bar)
+
+    return move
+
+
+class UniversalExplorer(Explorer):
+    """Any function of x on [0, 1], typed as an expression, as a mask on a random network: error and size by knots."""
+
+    def __init__(self, text: str = "sin(2*pi*x)") -> None:
+        first = {"text": text, "knots": 12, "law": "uniform", "seed": 0}
+        examples = shared(first, {"knots": 5}, {"knots": 12}, {"text": "abs(x - 0.3)*exp(x)", "knots": 20})
+        super().__init__("Universal explorer", self._controls, universal_facts, draw_universal, SIZE, examples)
+
+    def _controls(self) -> dict[str, controls.Widget]:
+        more: dict[str, Any] = labelled("function of x")
+        return {
+            "text": controls.Text(value=str(self.examples[0]["text"]), **more),
+            "knots": whole_slider("knots", 2, MOST, 12),
+            "law": dropdown("source law", LAWS),
+            "seed": whole_slider("source seed", 0, 20, 0),
+        }
