@@ -347,6 +347,8 @@ class _Outer:
             cost = len(kept) + int((~self.used[kept]).sum())
             error = abs(total - target)
             tried.append((error > limit, error if error > limit else cost, error, total, kept))
+            if error <= limit and cost <= 2:
+                break  # the later pools cannot do with fewer
         missed, _, _, total, kept = min(tried, key=lambda one: one[:3])
         self.missed += bool(missed) and self.pruning.mode == "sparsest"
         self.keep[kept, row] = self.used[kept] = True
