@@ -10,7 +10,7 @@ import torch
 from lthlib import elastic
 from lthlib.data import Dataset, Split
 from lthlib.errors import InputError
-from lthlib.evidence import connectivity
+from lthlib.evidence import connectivity, elastic_measures
 from lthlib.evidence import elastic_tables as rows_of
 from lthlib.finders.elastic_arms import AT_REWIND, CONTROLS, arm, check_same_bases, direct_at, in_bases_of
 from lthlib.finders.magnitude import Pruning, bases_for, initial_tickets
@@ -148,7 +148,7 @@ def test_barriers():
     assert connectivity.barrier([90, 91, 90]) == 0
     same = sparse(TARGET)
     rows = connectivity.path_rows(same, same, images(), 3)
-    found = rows_of.barriers(rows.assign(path="one", seed=0))
+    found = elastic_measures.barriers(rows.assign(path="one", seed=0))
     assert found["barrier"].tolist() == [0]
 
 
@@ -252,12 +252,12 @@ def test_differences_are_to_the_direct_ticket_at_equal_density():
 def test_costs_of_routes(setting, chains):
     carried = [rows_of.elastic_arm(chains, MLPS[0], name, 2, setting) for name in MLPS[1:]]
     rigl = [rows_of.control_arms(["rigl"], chains, MLPS[0], name, 2, setting)[0] for name in MLPS[1:]]
-    rows = rows_of.cost_rows(chains, carried, rigl, setting)
+    rows = elastic_measures.cost_rows(chains, carried, rigl, setting)
     assert rows.groupby("route").size().eq(2 * 3).all() and rows["route"].nunique() == 3
     final = rows[(rows["targets"] == 2) & (rows["seed"] == 0)].set_index("route")["sparse"]
     assert final["one IMP, then elastic"] < final["IMP on each target"]
     trained, _ = rows_of.train_arms(carried, setting)
-    priced = rows_of.with_cost(trained, chains, 2, setting)
+    priced = elastic_measures.with_cost(trained, chains, 2, setting)
     assert (priced["flops"] > 0).all() and len(priced) == len(trained)
 
 

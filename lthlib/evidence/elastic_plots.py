@@ -59,7 +59,7 @@ def schematic(maps: Mapping[str, StageMap], title: str = "") -> Chart:
 def cost_curve(
     rows: pd.DataFrame, y: str = "sparse", *, route: str = "route", replicate: str = "seed", title: str = ""
 ) -> Chart:
-    """Cumulated training FLOPs of each route against the number of targets (rows of `elastic_tables.cost_rows`)."""
+    """Cumulated training FLOPs of each route against the number of targets (rows of `elastic_measures.cost_rows`)."""
     need(rows, "targets", y, route, replicate)
     with style():
         figure, (axes,) = chart()
@@ -88,7 +88,7 @@ def cost_scatter(
 ) -> Chart:
     """Test accuracy of each arm, mean and 95 % t interval, against the FLOPs of all training that it needed.
 
-    Takes rows of `elastic_tables.with_cost`; one pair of axes per value of `panel`.
+    Takes rows of `elastic_measures.with_cost`; one pair of axes per value of `panel`.
     """
     need(rows, "flops", "accuracy", arm, panel, replicate)
     with style():
