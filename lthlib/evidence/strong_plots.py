@@ -128,7 +128,7 @@ def size_map(
         axes.set_ylim(_edges(ys)[0], _edges(ys)[-1])
         axes.grid(visible=False)
         axes.set(xlabel="candidates n", ylabel="size k of the subset", title=title)
-        axes.legend(loc="lower right", frameon=True, framealpha=0.95, edgecolor="none")
+        axes.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
         draws = frame.groupby([x, y])[replicate].nunique()
         note(figure, f"Mean over n = {int(draws.min())} replicates; white, at the left: k above n.")
     return figure

@@ -201,7 +201,8 @@ class _Blocks:
                 if place < len(used) and used[place] == i:
                     mine = np.arange(place * block, (place + 1) * block)
                 if i == self.inputs:
-                    fitting = mine[gain[mine] > 0] if side > 0 else mine[:0]
+                    alive = mine if self.kind == "tanh" else mine[gain[mine] > 0]
+                    fitting = alive if side > 0 else mine[:0]
                     gains.append(activated(gain[fitting[: search.candidates]], self.kind))
                 else:
                     fitting = mine if self.kind == "tanh" else mine[side * gain[mine] > 0]
@@ -264,7 +265,8 @@ def single(
     columns = [(np.arange(n) + (i // positions) * n) * positions + i % positions for i in range(inputs)]
     gains: list[Array] = [np.ones(n)] * inputs
     held = np.arange(spare) + channels * n
-    usable = held[bias[held] != 0][:n]
+    strongest = held[np.argsort(-np.abs(bias[held]), kind="stable")][:n]  # a neuron at nearly 0 reaches nothing
+    usable = strongest[bias[strongest] != 0]
     columns.append(usable * positions)
     gains.append(bias[usable].astype(np.float64))
     goals = np.concatenate([weight, np.zeros((outputs, 1, taps))], axis=1)
