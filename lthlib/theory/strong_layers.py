@@ -41,6 +41,7 @@ class Account:
     total: float = 0.0
 
     def row(self) -> dict[str, object]:
+        """The account as one row of `Construction.layers`."""
         mean = self.total / max(1, self.weights)
         return {"layer": self.name, "weights": self.weights, "eps": self.eps, "solves": self.solves,
                 "redrawn": self.redrawn, "unreached": self.unreached, "kept": self.kept,
@@ -102,7 +103,12 @@ def two_layer(
     alive: Array | None = None,
     constants: int = 0,
 ) -> tuple[SourceLayer, SourceLayer, Account]:
-    """Two source layers for one target layer; its outputs may be copied, and followed by neurons without inputs."""
+    """Two source layers for one target layer: hidden neurons of one input each, and products of two weights.
+
+    `signed`: inputs of either sign, two sums a weight. `activation` of the hidden neurons: relu, leaky or tanh. Each
+    output is built `copies` times, where `alive` (outputs * copies,) says so, and followed by `constants` neurons
+    without inputs. Raises InputError for more weights than fit.
+    """
     weight = affine.weight.flatten(2).numpy() if affine.weight.dim() > 2 else affine.weight.numpy()[:, :, None]
     outputs, inputs, taps = weight.shape
     centre = int(np.ravel_multi_index(affine.identity, affine.weight.shape[2:])) if affine.weight.dim() > 2 else 0
@@ -240,6 +246,7 @@ class _Blocks:
 
 
 def activated(value: Array, kind: str) -> Array:
+    """What a neuron without inputs passes on, by its bias: `kind` is relu, leaky or tanh."""
     if kind == "tanh":
         return np.tanh(value)
     return np.where(value > 0, value, (LEAK if kind == "leaky" else 0.0) * value)
@@ -256,7 +263,11 @@ def single(
     alive: Array | None,
     constants: int,
 ) -> tuple[SourceLayer, Account, Array, Array]:
-    """One source layer that chooses among equal neurons; also which of the neurons before it it uses."""
+    """One source layer that chooses among equal neurons: the layer, its account, and which copies and which constant
+    neurons before it it uses (bool each).
+
+    `bias`: what the neurons before pass on with no input. `positions`: inputs a channel, after a flattening.
+    """
     weight = affine.weight.flatten(2).numpy() if affine.weight.dim() > 2 else affine.weight.numpy()[:, :, None]
     outputs, inputs, taps = weight.shape
     centre = int(np.ravel_multi_index(affine.identity, affine.weight.shape[2:])) if affine.weight.dim() > 2 else 0
