@@ -7,12 +7,13 @@ features, an edge-popup ticket and a trained network, each found on one task and
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lthlib import models
+from lthlib import data, models
 from lthlib.data import Dataset, Split
 from lthlib.errors import InputError, unknown
 from lthlib.finders.magnitude import layerwise_shuffled
@@ -63,6 +64,14 @@ def small(dataset: Dataset) -> Dataset:
     train_part, validation, test = parts
     return replace(dataset, train=train_part, validation=validation, test=test, mean=(mean,), std=(std,),
                    augmentation="none")  # fmt: skip
+
+
+def load_small(name: str, data_dir: Path | str, train_size: int = 0) -> Dataset:
+    """The data set called `name`, pooled, with its first `train_size` training images (0, or fewer there: all)."""
+    whole = data.load(name, data_dir)
+    if train_size and train_size < len(whole.train.labels):
+        whole = data.load(name, data_dir, train_size=train_size)
+    return small(whole)
 
 
 def classification(name: str, dataset: Dataset) -> ImageTask:
