@@ -322,6 +322,6 @@ def test_a_network_without_its_data_or_start_is_refused(bench: Bench) -> None:
 def test_static_figures_show_three_settings(tickets: TicketExplorer) -> None:
     figure = tickets.static()
     assert len(figure.subfigs) == 3
-    texts = [part.texts[0].get_text() for part in figure.subfigs]
+    texts = [part.texts[0].get_text().replace("\n", " ") for part in figure.subfigs]
     assert texts == [tickets.readout(**settings) for settings in tickets.examples]
     assert isinstance(tickets.box, controls.VBox)

@@ -66,7 +66,7 @@ def elastic_facts(
     accuracy (notebook 02's metrics), whose means are told where there are any. Raises InputError as `depth_map` does.
     """
     source = ticket.architecture
-    goal = architecture(target, tuple(source.input_shape), source.classes)
+    goal = architecture(target, source.input_shape, source.classes)
     ids = None if chosen == ALL else _ids(chosen)
     depths = depth_map(source, goal, order, chosen=ids, which=dropped)
     kept, total = kept_after(ticket, goal, depths)
@@ -148,7 +148,7 @@ def blocks(facts: ElasticFacts) -> tuple[np.ndarray, dict[tuple[int, int], str]]
 def draw_elastic(figure: FigureBase, facts: ElasticFacts) -> Move:
     """The map as coloured blocks, and the density of each stage before and after."""
     rows = 3 * len(facts.names) - 1
-    axes = figure.add_axes((0.11, 0.1, 0.55, 0.76))
+    axes = figure.add_axes((0.11, 0.15, 0.55, 0.71))
     picture = axes.imshow(np.ones((rows, facts.longest, 3)), aspect="auto", interpolation="nearest")
     names = [f"{name} {which}" for name in facts.names for which in ("source", "target")]
     axes.set_yticks([3 * (i // 2) + i % 2 for i in range(len(names))], names, fontsize=9)
@@ -213,12 +213,14 @@ class ElasticExplorer(Explorer):
         like = next(iter(self.tickets.values()), None)
         shape, classes = (like.architecture.input_shape, like.architecture.classes) if like else (INPUT, CLASSES)
         every = [*self.sources, *self.targets]
-        self.longest = max(
-            len(one.units) for name in every for one in stages(architecture(name, tuple(shape), classes))
-        )
-        first = {"source": self.sources[len(self.sources) // 3], "target": self.targets[-1], "order": "append"}
+        self.longest = max(len(one.units) for name in every for one in stages(architecture(name, shape, classes)))
+        first: dict[str, Any] = {
+            "source": self.sources[len(self.sources) // 3],
+            "target": self.targets[-1],
+            "order": "append",
+        }
         first |= {"chosen": ALL, "dropped": "late"} | ({} if self.tickets else {"density": 0.2})
-        middle = self.targets[len(self.targets) // 2]
+        middle = self.targets[min(len(self.targets) - 1, len(self.targets) // 2 + 1)]
         examples = shared(
             first, {"target": middle}, {"target": middle, "order": "interpolate"}, {"target": self.targets[0]}
         )

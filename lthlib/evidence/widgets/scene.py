@@ -9,6 +9,7 @@ other facts of the same background want them. Static figures, sliders and tests 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from io import BytesIO
+from textwrap import fill
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,12 +53,12 @@ def figure_of(draw: Draw, facts: Facts, size: Size) -> Chart:
 
 def stacked(draw: Draw, listed: Sequence[Facts], size: Size) -> Chart:
     """The same figure at several settings, one below the other, each under its read-out."""
-    figure = Chart(figsize=(size[0], (size[1] + 0.3) * len(listed)))
+    figure = Chart(figsize=(size[0], (size[1] + 0.45) * len(listed)))
     with style():
         parts = figure.subfigures(len(listed), 1, squeeze=False)[:, 0]
         for part, facts in zip(parts, listed, strict=True):
             draw(part, facts)(facts)
-            part.text(0.01, 0.995, facts.readout, fontsize=9.5, color="#444444", va="top")
+            part.text(0.01, 0.99, fill(facts.readout, int(14 * size[0])), fontsize=9.5, color="#444444", va="top")
     return figure
 
 

@@ -211,7 +211,7 @@ def draw_sketch(figure: FigureBase, facts: SketchFacts) -> Move:
         mask.set_data(now.mask)
         mask.set_clim(0, max(float(now.mask.max()), 1e-12))
         optimal.set_ydata(now.best)
-        theory.set_data(*((DENSITIES, now.theory) if now.theory is not None else ([], [])))
+        theory.set_data(DENSITIES, np.full(len(DENSITIES), np.nan) if now.theory is None else now.theory)
         middle_error, low, high = np.clip(now.mean, LOW, HIGH)
         dot.set_data([now.density], [middle_error])
         bar.set_data([now.density] * 2, [low, high])

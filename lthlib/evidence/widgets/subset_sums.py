@@ -60,7 +60,7 @@ def _errors(n: int, target: float, mode: str, k: int, law: str) -> np.ndarray:
     """Errors of other instances: of the best subset, or of the best of size k."""
     others = candidates(n, INSTANCES, law, 1_000)
     chosen = {"mode": "fixed", "k": k} if mode == "fixed" else {"mode": "best"}
-    return np.sort(solve(others, np.full(INSTANCES, target), **chosen).error)  # type: ignore[arg-type]
+    return np.sort(solve(others, np.full(INSTANCES, target), allow_empty=False, **chosen).error)
 
 
 def subset_facts(
@@ -68,8 +68,8 @@ def subset_facts(
 ) -> SubsetFacts:
     """The subset that `subset_sum.solve` finds among n candidates, and the law of such errors over 200 instances.
 
-    `mode` sparsest takes the fewest within `eps`, fixed exactly min(k, n). Raises InputError for n outside 1 to 20,
-    an eps that is not positive, and as `solve` does.
+    `mode` sparsest takes the fewest within `eps`, fixed exactly min(k, n); the empty subset, which at target 0 would
+    win, is barred. Raises InputError for n outside 1 to 20, an eps that is not positive, and as `solve` does.
     """
     if not 1 <= n <= MOST:
         raise InputError(f"{n} candidates (valid here: 1 to {MOST})")
@@ -77,7 +77,7 @@ def subset_facts(
         raise InputError(f"tolerance {eps} is not above 0")
     k = min(k, n)
     (own,) = candidates(n, 1, law, seed)
-    found = solve(own, target, mode, eps=eps, k=k)
+    found = solve(own, target, mode, eps=eps, k=k, allow_empty=False)
     kept, error = found.kept(n), float(found.error)
     errors = _errors(n, target, mode, k if mode == "fixed" else 0, law)
     grid = _grid()
