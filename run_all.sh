@@ -5,6 +5,7 @@
 #   ./run_all.sh --profile mnist ...    arguments that begin with -- go on to `lth run` (see ./run_all.sh run --help)
 #   ./run_all.sh notebooks              other arguments go on to `lth`: run, notebooks, report
 #   ./run_all.sh lab                    JupyterLab on notebooks/
+#   ./run_all.sh app                    the explorers as a page in the browser, on this machine only (fetches Voila)
 #   ./run_all.sh test                   lint, types, clean notebooks and tests; further arguments go on to pytest
 #
 # The packages go into .venv, unless the active Python has them and lthlib from this folder. PYTHON=/path/to/python
@@ -99,6 +100,14 @@ test)
 lab)
   shift
   exec "$python" -m jupyterlab --ServerApp.root_dir="$PWD/notebooks" "$@"
+  ;;
+app)
+  shift
+  if ! "$python" -c 'import voila' 2>/dev/null; then
+    echo "Installing Voila, which serves the page" >&2
+    "$python" -m pip install --disable-pip-version-check -c constraints.txt voila >&2
+  fi
+  exec "$python" -m voila lthlib/evidence/widgets/dashboard.ipynb --Voila.ip=127.0.0.1 "$@"
   ;;
 --*)
   exec "$python" -m lthlib.workbook.cli run "$@"
