@@ -69,17 +69,21 @@ def _tables(run: Path) -> list[str]:
 def _table(frame: Any, table: Mapping[str, Any]) -> list[str]:
     from lthlib.evidence.intervals import mean_interval
     from lthlib.evidence.style import ordered
+    from lthlib.evidence.tables import difference_to
 
     for column, values in table.get("where", {}).items():
         frame = frame[frame[column].isin(values if isinstance(values, list) else [values])]
-    rows, columns = table["rows"], table["columns"]
+    rows, columns, value = table["rows"], table["columns"], table["value"]
+    for arm, (first, second) in table.get("minus", {}).items():
+        frame = frame.assign(**{value: difference_to(frame, arm, second, (rows, columns, "seed"), value)})
+        frame = frame[frame[arm] == first]
     names = ordered(frame[columns].dropna())
     body = []
     for key in ordered(frame[rows].dropna()):
         part = frame[frame[rows] == key]
         cells = []
         for name in names:
-            one = mean_interval(part.loc[part[columns] == name, table["value"]])
+            one = mean_interval(part.loc[part[columns] == name, value])
             cells.append(f"{one.estimate:.2f} [{one.low:.2f}, {one.high:.2f}]" if one.n else "")
         # A level of pruning is told by its density.
         body.append([f"{part['density'].mean():.3f}" if rows == "round" else _text(key), *cells])
