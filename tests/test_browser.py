@@ -250,6 +250,10 @@ def test_each_notebook_runs_and_its_explorer_moves(path: Path, browser: Any, lab
         slider = "ArrowLeft" if path.stem != "05_strong_tickets" else "ArrowRight"
         if explorer.locator(".noUi-handle").count():
             press(page, explorer, slider, 3)
+        else:
+            before = explorer.locator(".lth-readout").inner_text()
+            explorer.locator("select").nth(1).select_option(index=0)
+            page.wait_for_function("was => document.querySelector('.lth-readout').innerText != was", arg=before)
         assert page.locator(".jp-OutputArea-output img").count() > 0
         assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']:has-text('Traceback')").count() == 0
     finally:

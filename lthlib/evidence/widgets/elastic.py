@@ -24,6 +24,7 @@ from lthlib.ticket import Ticket, dense_ticket
 SIZE = (10.8, 3.8)
 DEPTHS = ("resnet-8-w8", "resnet-14-w8", "resnet-20-w8", "resnet-26-w8", "resnet-32-w8", "resnet-44-w8", "resnet-56-w8")
 INPUT, CLASSES = (3, 32, 32), 10
+DENSITY = 10**-0.7  # a fifth, on the slider's grid
 ALL = "all"
 WHITE = (1.0, 1.0, 1.0)
 
@@ -219,14 +220,14 @@ class ElasticExplorer(Explorer):
             "target": self.targets[-1],
             "order": "append",
         }
-        first |= {"chosen": ALL, "dropped": "late"} | ({} if self.tickets else {"density": 0.2})
+        first |= {"chosen": ALL, "dropped": "late"} | ({} if self.tickets else {"density": DENSITY})
         middle = self.targets[min(len(self.targets) - 1, len(self.targets) // 2 + 1)]
         examples = shared(
             first, {"target": middle}, {"target": middle, "order": "interpolate"}, {"target": self.targets[0]}
         )
         super().__init__("Elastic explorer", self._controls, self._facts, draw_elastic, SIZE, examples)
 
-    def _facts(self, *, source: str, target: str, density: float = 0.2, **settings: Any) -> ElasticFacts:
+    def _facts(self, *, source: str, target: str, density: float = DENSITY, **settings: Any) -> ElasticFacts:
         if source not in self.sources:
             raise unknown("source", source, self.sources)
         ticket = self.tickets[source] if self.tickets else example_ticket(source, round(density, 6))
@@ -243,4 +244,4 @@ class ElasticExplorer(Explorer):
             "chosen": copied,
             "dropped": dropdown("dropped", DROPS),
         }
-        return made if self.tickets else {**made, "density": density_slider(0.01, 0.2)}
+        return made if self.tickets else {**made, "density": density_slider(0.01, DENSITY)}

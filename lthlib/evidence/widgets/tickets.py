@@ -112,8 +112,11 @@ class TicketExplorer(Explorer):
         self.progress.max, self.progress.value = total, done
 
     def _ended(self, result: object, error: BaseException | None) -> None:
+        # The picture first: who waits for the word finds the point.
         if isinstance(result, Result):
             self.bench.with_result(result)
+            if self._box is not None:
+                self.redraw()
             self.state.value = f"trained: {result.accuracy:.1f} % at density {100 * result.density:.3g} %"
         else:
             self.state.value = "cancelled" if isinstance(error, Cancelled) else "failed"
@@ -121,5 +124,3 @@ class TicketExplorer(Explorer):
                 self.tell(one_line(error))
             self.progress.value = 0
         self.train_button.disabled, self.cancel_button.disabled = False, True
-        if isinstance(result, Result) and self._box is not None:
-            self.redraw()
