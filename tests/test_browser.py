@@ -1,8 +1,9 @@
 """The explorers where people use them: JupyterLab in Chromium, sliders moved by keyboard, buttons pressed.
 
 Needs Playwright for Python and a Chromium of the system; skips where one is missing. Screenshots are kept in pytest's
-folder for temporary files (`--basetemp` chooses it). `LTH_BROWSER=quick` runs the notebooks with their own defaults
-instead of the smoke profile's parameters, which takes minutes.
+folder for temporary files (`--basetemp` chooses it). `LTH_BROWSER=smoke` runs them, with the smoke profile's parameters
+for the notebooks, `LTH_BROWSER=quick` with the notebooks' own defaults, which takes minutes. They are asked for until
+they have been seen to pass on a machine with nothing else to do.
 """
 
 import json
@@ -52,7 +53,10 @@ CELLS = [
 ]
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (Debian: apt-get install chromium)")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (Debian: apt-get install chromium)"),
+    pytest.mark.skipif("LTH_BROWSER" not in os.environ, reason="browser tests run where LTH_BROWSER is smoke or quick"),
+]
 
 
 def notebook(path: Path, cells: list[dict[str, Any]]) -> None:
