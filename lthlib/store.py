@@ -49,6 +49,18 @@ def _umask() -> int:
     return mask
 
 
+def sources_digest(rooms: Iterable[str], beside: Path | str, after: str = "") -> str:
+    """16 hexadecimal digits that change with the sources of `rooms`, modules in the folder of the file `beside`.
+
+    What is kept under a key that holds them is not taken for what other sources give. `after` is the digest of
+    sources elsewhere that they build on.
+    """
+    digest = blake2b(after.encode(), digest_size=8)
+    for room in rooms:
+        digest.update(Path(beside).with_name(f"{room}.py").read_bytes())
+    return digest.hexdigest()
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Writes UTF-8 text atomically."""
     write_atomically(path, lambda temporary: _ignore(temporary.write_text(text, encoding="utf-8")))

@@ -60,6 +60,11 @@ def side_by_side(tasks: Sequence[Callable[[Event], Value]]) -> Iterator[Value]:
         torch.set_num_threads(threads)
 
 
+def values_of(tasks: Sequence[Callable[[Event], Value]], device: torch.device) -> Iterator[Value]:
+    """The tasks' values in order: from the CPU's cores side by side, from one other device in turn."""
+    return side_by_side(tasks) if device.type == "cpu" else (task(Event()) for task in tasks)
+
+
 def _failures(futures: Sequence[Future[Value]]) -> Iterator[BaseException]:
     """What failed by itself; waits for all."""
     errors = [future.exception() for future in futures]

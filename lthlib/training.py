@@ -6,7 +6,7 @@ and augmentation, fixed by its seed.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
@@ -27,8 +27,8 @@ from lthlib.proximal import Penalty
 from lthlib.randomness import generator
 from lthlib.recipe import DTYPES, OPTIMIZERS, Recipe
 from lthlib.stacked_sgd import StackedSGD, covers
-from lthlib.store import Store, write_json
-from lthlib.threads import StoppedError, Value, shares, side_by_side
+from lthlib.store import Store, sources_digest, write_json
+from lthlib.threads import StoppedError, shares, values_of
 from lthlib.ticket import State, Ticket
 
 
@@ -118,12 +118,12 @@ def train(
         job = _Job(recipe, data, start_step, tuple(snapshots), penalty, where, mask_updates)
         results: dict[int, Trained] = {}
         pending = list(indices)
-        stacks, alone = _groups([tickets[i] for i in indices], where)
+        stacks, alone = _groups([tickets[i] for i in indices], where, len(tickets))
         tasks = [
             partial(job.run, [tickets[indices[i]] for i in stack], [seeds[indices[i]] for i in stack], progress)
             for stack in stacks
         ]
-        for stack, trained in zip(stacks, _run(tasks, where), strict=True):
+        for stack, trained in zip(stacks, values_of(tasks, where), strict=True):
             results |= zip([indices[i] for i in stack], trained, strict=True)
             yield from _in_order(pending, results)
         for i in alone:
@@ -173,10 +173,7 @@ def code_version() -> str:
         "ticket",
         "training",
     )
-    digest = blake2b(digest_size=8)
-    for room in rooms:
-        digest.update(Path(__file__).with_name(f"{room}.py").read_bytes())
-    return digest.hexdigest()
+    return sources_digest(rooms, __file__)
 
 
 def _fingerprint(dataset: Dataset) -> str:
@@ -221,9 +218,9 @@ def evaluate(
     def measured(group: Sequence[int], _: Event) -> list[Evaluation]:
         return _evaluate(network([tickets[i] for i in group], where, DTYPES[precision]), images, labels, precision)
 
-    stacks, alone = _groups(tickets, where)
+    stacks, alone = _groups(tickets, where, len(tickets))
     tasks = [partial(measured, stack) for stack in stacks]
-    found = zip(stacks, _run(tasks, where), strict=True)
+    found = zip(stacks, values_of(tasks, where), strict=True)
     results = {i: one for stack, part in found for i, one in zip(stack, part, strict=True)}
     results |= {i: measured([i], Event())[0] for i in alone}
     return [results[i] for i in range(len(tickets))]
@@ -239,8 +236,13 @@ def _refuse_misfits(tickets: Sequence[Ticket], dataset: Dataset) -> None:
             )
 
 
-def _groups(tickets: Sequence[Ticket], device: torch.device) -> tuple[list[list[int]], list[int]]:
-    """Indices of tickets that train as stacks, in shares for the CPU's cores, and of those that train alone."""
+def _groups(tickets: Sequence[Ticket], device: torch.device, asked: int) -> tuple[list[list[int]], list[int]]:
+    """Indices of tickets that train as stacks, beside each other on the CPU's cores, and of those that train in turn.
+
+    Fully connected networks stack. A convolutional one has a core for itself, unless fewer than the cores were
+    `asked` for: then each has all cores in its turn. What a store already holds must not decide it, because the sums
+    inside a convolution depend on the number of cores in their last bits.
+    """
     groups: dict[object, list[int]] = {}
     stacks, alone = [], []
     for index, ticket in enumerate(tickets):
@@ -249,14 +251,11 @@ def _groups(tickets: Sequence[Ticket], device: torch.device) -> tuple[list[list[
         if is_linear(tickets[group[0]]):
             parts = shares(len(group)) if device.type == "cpu" else [range(len(group))]
             stacks += [[group[i] for i in part] for part in parts]
+        elif device.type == "cpu" and asked >= torch.get_num_threads():
+            stacks += [[index] for index in group]
         else:
             alone += group
     return stacks, alone
-
-
-def _run(tasks: Sequence[Callable[[Event], Value]], device: torch.device) -> Iterator[Value]:
-    """The values of all stacks' tasks in order: beside each other on the CPU's cores, in turn on one device."""
-    return side_by_side(tasks) if device.type == "cpu" else (task(Event()) for task in tasks)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from lthlib.finders.magnitude import Level, Pruning
 from lthlib.models import Architecture
 from lthlib.recipe import Recipe
 from lthlib.store import Store
-from lthlib.threads import Value, side_by_side
+from lthlib.threads import Value, values_of
 from lthlib.ticket import Ticket
 from lthlib.training import Trained, pick_device, train
 
@@ -76,13 +76,11 @@ def beside(tasks: Sequence[Callable[[], Value]], device: str) -> list[Value]:
 
     A narrow convolution does not fill two cores, and two that wait for each other at every layer lose more than half.
     """
-    if pick_device(device).type != "cpu":
-        return [task() for task in tasks]
 
     def run(task: Callable[[], Value], stop: Event) -> Value:
         return task()
 
-    return list(side_by_side([partial(run, task) for task in tasks]))
+    return list(values_of([partial(run, task) for task in tasks], pick_device(device)))
 
 
 def chains(names: Iterable[str], setting: Setting) -> dict[str, list[Chain]]:

@@ -11,8 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -24,7 +22,7 @@ from lthlib.finders.allocation import counts_of, kept_count
 from lthlib.finders.selection import keep_top, random_masks
 from lthlib.randomness import generator
 from lthlib.recipe import Recipe
-from lthlib.store import Store
+from lthlib.store import Store, sources_digest
 from lthlib.ticket import State, Ticket
 from lthlib.training import Trained, train
 
@@ -266,7 +264,4 @@ def _magnitudes(state: State, done: int, seed: int) -> dict[str, Tensor]:
 @cache
 def _code_version() -> str:
     """A digest of the sources that fix which coefficients a rule keeps."""
-    digest = blake2b(digest_size=8)
-    for room in ("allocation", "dynamic", "selection"):
-        digest.update(Path(__file__).with_name(f"{room}.py").read_bytes())
-    return digest.hexdigest()
+    return sources_digest(("allocation", "dynamic", "selection"), __file__)

@@ -10,9 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache, partial
-from hashlib import blake2b
 from pathlib import Path
-from threading import Event
 
 import torch
 
@@ -24,8 +22,8 @@ from lthlib.finders.selection import keep_top
 from lthlib.models import Architecture, initial_state, prunable
 from lthlib.randomness import generator
 from lthlib.recipe import Recipe
-from lthlib.store import Store, write_json
-from lthlib.threads import side_by_side
+from lthlib.store import Store, sources_digest, write_json
+from lthlib.threads import values_of
 from lthlib.ticket import Ticket, dense_ticket
 from lthlib.training import code_version, pick_device
 
@@ -131,7 +129,7 @@ def find_supermasks(
     def work(indices: list[int]) -> Iterator[Found]:
         searches = [Search(sources[i], settings, recipe, there, seeds[i], where) for i in indices]
         tasks = [partial(search.run, progress) for search in searches]
-        yield from side_by_side(tasks) if where.type == "cpu" else (task(Event()) for task in tasks)
+        yield from values_of(tasks, where)
 
     if store is None:
         return list(work(list(range(len(sources)))))
@@ -177,10 +175,8 @@ def _refuse(source: Ticket, settings: Supermask, task: Task) -> None:
 @cache
 def _code() -> str:
     """A digest of the sources that fix a search; those of training among them."""
-    digest = blake2b(code_version().encode(), digest_size=8)
-    for room in ("supermask", "score_training", "selection", "allocation"):
-        digest.update(Path(__file__).with_name(f"{room}.py").read_bytes())
-    return digest.hexdigest()
+    rooms = ("supermask", "score_training", "selection", "allocation")
+    return sources_digest(rooms, __file__, after=code_version())
 
 
 def _save(found: Found, folder: Path) -> None:
