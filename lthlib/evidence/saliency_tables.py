@@ -1,7 +1,6 @@
 """Pruning at initialization as tables: arms of tickets found, trained together and measured; scores compared."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -11,12 +10,12 @@ from lthlib.errors import InputError
 from lthlib.evidence.tables import measure
 from lthlib.finders import sanity
 from lthlib.finders.allocation import kept_count
-from lthlib.finders.magnitude import initial_tickets
-from lthlib.finders.paths import effective_density, layer_report
-from lthlib.finders.saliency import METHODS, find
+from lthlib.finders.magnitude import initial_tickets, magnitudes
+from lthlib.finders.paths import collapsed_layers, effective_density
+from lthlib.finders.saliency import NEEDS_DATA, find
 from lthlib.finders.sampling import select
 from lthlib.finders.sanity import pruning_data
-from lthlib.finders.scores import ntk_sketch_scores, snip_scores
+from lthlib.finders.scores import magnitude_scores, ntk_sketch_scores, snip_scores
 from lthlib.finders.selection import jaccard, jaccard_by_chance, keep_top
 from lthlib.finders.synflow import synflow_scores
 from lthlib.models import architecture
@@ -90,7 +89,7 @@ def train_arms(
         runs = trained[place * len(seeds) : (place + 1) * len(seeds)]
         part = measure(tickets, runs, dataset, device, **{column: name}, **columns)
         part["effective_density"] = [effective_density(ticket) for ticket in tickets]
-        part["empty_layers"] = [sum(row.empty for row in layer_report(ticket)) for ticket in tickets]
+        part["empty_layers"] = [len(collapsed_layers(ticket)) for ticket in tickets]
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
@@ -126,7 +125,7 @@ def sanity_arms(
     arms = {"original": original} | controls(original, seeds)
     if method != "phew":
         arms["inverted"] = found(method, initial, density, dataset, seeds, invert=True)
-    if method in METHODS and "corruption" in _options(method):
+    if method in NEEDS_DATA:
         for corruption in sanity.CORRUPTIONS[1:]:
             arms[corruption] = found(method, initial, density, dataset, seeds, corruption=corruption)
     return arms
@@ -140,12 +139,6 @@ def controls(tickets: Sequence[Ticket], seeds: Sequence[int]) -> dict[str, list[
     }
 
 
-def _options(method: str) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(METHODS[method]).parameters)
-
-
 def small_dense_rows(
     ticket: Ticket, recipe: Recipe, dataset: Dataset, seeds: Sequence[int], **options: Any
 ) -> pd.DataFrame:
@@ -157,12 +150,11 @@ def small_dense_rows(
 
 def after_training(dense: Sequence[Trained], density: float, seeds: Sequence[int], start_step: int = 0) -> list[Ticket]:
     """Magnitude pruning after training, rewound: the initial values under the mask of the largest trained weights."""
-    tickets = []
-    for run in dense:
-        start = run.snapshots[start_step]
-        scores = {name: c.abs() for name, c in run.ticket.coefficients.items()}
-        tickets.append(start.with_masks(keep_top(scores, kept_count(density, start.prunable))))
-    return tickets
+    starts = [run.snapshots[start_step] for run in dense]
+    return [
+        start.with_masks(keep_top(scores, kept_count(density, start.prunable)))
+        for start, scores in zip(starts, magnitudes(dense), strict=True)
+    ]
 
 
 def score_rows(
@@ -197,13 +189,12 @@ def score_rows(
 def _scores(ticket: Ticket, dataset: Dataset, seed: int, examples_per_class: int) -> dict[str, State]:
     images, labels = pruning_data(ticket, dataset, seed, examples_per_class=examples_per_class)
     noise, _ = pruning_data(ticket, None, seed, examples_per_class=examples_per_class, corruption="gaussian")
-    double = replace(ticket, coefficients={name: c.double() for name, c in ticket.coefficients.items()})
     return {
         "sketch": ntk_sketch_scores(ticket, images, probes=None),
         "sketch, noise": ntk_sketch_scores(ticket, noise, probes=None),
-        "magnitude": {name: c.abs() for name, c in ticket.coefficients.items()},
+        "magnitude": magnitude_scores(ticket),
         "snip": snip_scores(ticket, images, labels),
-        "synflow": synflow_scores(double),
+        "synflow": synflow_scores(ticket),
     }
 
 
@@ -225,7 +216,7 @@ def collapse_rows(
     for method in methods:
         for density in densities:
             for seed, ticket in zip(seeds, found(method, initial, density, dataset, seeds), strict=True):
-                empty = [row.layer for row in layer_report(ticket) if row.empty]
+                empty = collapsed_layers(ticket)
                 rows.append(
                     {
                         "seed": seed,
@@ -245,9 +236,9 @@ def critical_density(rows: pd.DataFrame) -> pd.DataFrame:
 
     NaN where a layer is empty at the largest density tried.
     """
-    found = []
+    smallest = []
     for (method, seed), group in rows.groupby(["method", "seed"], sort=False):
         part = group.sort_values("density", ascending=False)
         whole = part[(part["empty_layers"] > 0).cumsum() == 0]
-        found.append({"method": method, "seed": seed, "density": whole["density"].min()})
-    return pd.DataFrame(found)
+        smallest.append({"method": method, "seed": seed, "density": whole["density"].min()})
+    return pd.DataFrame(smallest)

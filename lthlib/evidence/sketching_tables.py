@@ -62,6 +62,9 @@ def error_rows(
         kind: sketching.distribution(kind, x, w0, w_star=w_star, generator=generator(seed, "sketch", kind))
         for kind in kinds
     }
+    judged = {
+        on: (w, float(sketching.output_error(x, w, torch.zeros_like(w)))) for on, w in (("w0", w0), ("w*", w_star))
+    }
     rows = []
     for kind, p in (found | dict(given or {})).items():
         for density in densities:
@@ -71,9 +74,8 @@ def error_rows(
                 if mask == "top-k" and kind == "uniform":
                     continue
                 drawn = _masks(mask, p, pi, s, draws, generator(seed, "sketch", kind, mask, s))
-                for on, w in {"w0": w0, "w*": w_star}.items():
+                for on, (w, energy) in judged.items():
                     errors = sketching.relative_error(x, w, drawn)
-                    energy = float(sketching.output_error(x, w, torch.zeros_like(w)))
                     rows.append(
                         {
                             "seed": seed,
