@@ -20,6 +20,7 @@ from nbformat.v4 import new_markdown_cell
 from papermill.exceptions import PapermillExecutionError
 
 from lthlib.workbook.kernel import REPORT
+from lthlib.workbook.workers import ending
 
 # It warns that it cannot read what `parameters.py` reads, and reports what `Execution.reason` says.
 logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -72,7 +73,7 @@ def _attempt(source: Path, parameters: Mapping[str, Any], target: Path, last: bo
             reason = first_line(f"{error.ename}: {error.evalue}")
         except Exception as error:
             if isinstance(error, DeadKernelError) and _started(target):
-                reason = f"the kernel died{_how(Kernel.returncode)}"
+                reason = f"the kernel died{ending(Kernel.returncode)}"
             elif _started(target) or not target.exists():
                 raise
             elif not last:
@@ -158,14 +159,6 @@ def first_line(text: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
     line = plain.splitlines()[0] if plain else ""
     return line if len(line) <= 300 else line[:297] + "..."
-
-
-def _how(returncode: int | None) -> str:
-    if returncode is None:
-        return ""
-    if returncode < 0:
-        return f" of signal {-returncode}" + (" (out of memory?)" if returncode == -9 else "")
-    return f" with exit code {returncode}"
 
 
 def _tail(log: Path) -> str:

@@ -5,13 +5,11 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from multiprocessing import get_context, parent_process
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +20,7 @@ from lthlib.workbook import manifest
 from lthlib.workbook.notebooks import Notebook, read
 from lthlib.workbook.parameters import check_all
 from lthlib.workbook.paths import project_path
+from lthlib.workbook.workers import in_workers
 
 # What every notebook promises to leave in its folder, beside its figures.
 PROMISED = ("metrics.parquet", "claims.json")
@@ -49,7 +48,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: `status` is done, skipped or failed; `reason`, one line, says why it failed."""
+    """What became of a task: `status` is done, skipped, failed, or busy where another process has it under way.
+
+    `reason`, one line, says why it failed.
+    """
 
     notebook: str
     status: str
@@ -58,14 +60,16 @@ class Outcome:
     verdicts: dict[str, int] = field(default_factory=dict)
 
 
-def run_notebook(notebook: Path | str, parameters: Mapping[str, Any], out_dir: str, *, force: bool = False) -> Outcome:
+def run_notebook(
+    notebook: Path | str, parameters: Mapping[str, Any], out_dir: str, *, force: bool = False, patient: bool = True
+) -> Outcome:
     """Executes one notebook into the folder `out_dir`, unless the same run is finished there; needs no engine.
 
     `parameters` are checked against the notebook's own. The kernel starts in the current folder, and the notebook
     reads `out_dir` by `paths.project_path`, as is done here. Leaves NAME.ipynb, NAME.html, what the notebook
     promised (`PROMISED` and figures) and manifest.json; a failed notebook leaves the first two, with its error, and a
-    manifest that says so. Two processes with one `out_dir` run one after the other. Raises InputError for parameters
-    that do not fit and for a folder that cannot be written.
+    manifest that says so. Two processes with one `out_dir` run one after the other, or where not `patient` the second
+    comes back at once, busy. Raises InputError for parameters that do not fit and for a folder that cannot be written.
     """
     found = read(Path(notebook))
     values = check_all(found.parameters, parameters)
@@ -73,7 +77,9 @@ def run_notebook(notebook: Path | str, parameters: Mapping[str, Any], out_dir: s
         values["out_dir"] = out_dir
     folder = project_path(out_dir)
     writable(folder.parent)
-    with _alone(folder):
+    with _alone(folder, patient) as alone:
+        if not alone:
+            return Outcome(found.name, "busy", 0.0)
         wanted = manifest.run_key(found, values)
         facts = None if force else manifest.finished(folder, wanted)
         if facts is not None:
@@ -87,57 +93,74 @@ def run_all(tasks: Sequence[Task], *, jobs: int = 1, force: bool = False) -> Ite
 
     One job runs in this process, more in worker processes that share the machine's cores.
     """
-    if jobs == 1:
+    return (outcome for _, outcome in progress(tasks, jobs=jobs, force=force) if outcome is not None)
+
+
+def progress(
+    tasks: Sequence[Task], *, jobs: int = 1, force: bool = False, gpus: Sequence[str] = ()
+) -> Iterator[tuple[Task, Outcome | None]]:
+    """As `run_all`, and says too what begins: each task with None, later with its outcome.
+
+    What another process has under way is left for last, so that two runs of the same tasks share them. `gpus` are
+    values of CUDA_VISIBLE_DEVICES for the workers in turn; empty leaves that variable alone.
+    """
+    busy = []
+    for task, outcome in _each(tasks, partial(_run_task, force=force, patient=False), jobs, gpus):
+        if outcome is not None and outcome.status == "busy":
+            busy.append(task)
+        else:
+            yield task, outcome
+    yield from _each(busy, partial(_run_task, force=force, patient=True), jobs, gpus)
+
+
+def _each(
+    tasks: Sequence[Task], work: "partial[Outcome]", jobs: int, gpus: Sequence[str]
+) -> Iterator[tuple[Task, Outcome | None]]:
+    if jobs == 1 and not gpus:
         for task in tasks:
-            yield _run_task(task, force)
+            yield task, None
+            yield task, work(task)
         return
     workers = min(jobs, len(tasks)) or 1
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(workers,)
-    ) as pool:
-        waiting = {pool.submit(_run_task, task, force): task for task in tasks}
-        try:
-            for done in as_completed(waiting):
-                error = done.exception()
-                task = waiting[done]
-                yield done.result() if error is None else Outcome(task.name, "failed", 0.0, f"its worker died: {error}")
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    chosen = [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {} for slot in range(workers)]
+    for event in in_workers(work, tasks, [{**shared_cores(workers), **gpu} for gpu in chosen]):
+        task = tasks[event.index]
+        yield task, Outcome(task.name, "failed", 0.0, event.died) if event.died else event.value
 
 
-def share_cores(workers: int) -> None:
-    """Gives this process and its kernels an equal share of the cores, where the user has not said how many."""
+def shared_cores(workers: int) -> dict[str, str]:
+    """Variables that give each of so many workers, and its kernels, an equal share of the cores.
+
+    A variable that the user has set is left alone.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for name in THREADS:
-        os.environ.setdefault(name, str(max(1, cores // workers)))
+    return {name: str(max(1, cores // workers)) for name in THREADS if name not in os.environ}
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the operating system frees if its holder dies."""
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
+def _alone(folder: Path, patient: bool = True) -> Iterator[bool]:
+    """Holds the folder's lock, which the operating system frees if its holder dies.
+
+    Gives False, without it, where another process has it and this one is not `patient`.
+    """
+    lock = FileLock(lock_path(folder))
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if not patient:
+            yield False
+            return
         print(f"{folder.name}: another run of it is under way; waiting for that to end", file=sys.stderr)
         lock.acquire()
     try:
-        yield
+        yield True
     finally:
         lock.release()
 
 
-def _begin_worker(workers: int) -> None:
-    share_cores(workers)
-    # A runner killed outright cannot stop its workers; they, and with them their kernels, end by themselves.
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def lock_path(folder: Path) -> Path:
+    """The file that a run into `folder` holds locked."""
+    return folder.parent / f".{folder.name}.lock"
 
 
 def check_device(device: str) -> None:
@@ -165,13 +188,13 @@ def writable(folder: Path) -> None:
         ) from error
 
 
-def _run_task(task: Task, force: bool) -> Outcome:
+def _run_task(task: Task, force: bool, patient: bool) -> Outcome:
     start = perf_counter()
     try:
-        return run_notebook(task.notebook, task.parameters, task.out_dir, force=force)
+        return run_notebook(task.notebook, task.parameters, task.out_dir, force=force, patient=patient)
     except Exception as error:
-        # The other notebooks go on; what nobody foresaw keeps its traceback.
-        if not isinstance(error, InputError):
+        # The other notebooks go on; what nobody foresaw keeps its traceback. A full disk says enough in one line.
+        if not isinstance(error, InputError | OSError):
             traceback.print_exc(file=sys.stderr)
         return Outcome(task.name, "failed", perf_counter() - start, f"{type(error).__name__}: {error}")
 
