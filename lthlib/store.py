@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from errno import ENOSPC
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -16,22 +17,23 @@ from filelock import FileLock
 from lthlib.errors import InputError
 
 Value = TypeVar("Value")
+PART = ".part"  # in the hidden name of a file that is being written
 
 
 def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
     """Has `write` fill a temporary file beside `path`, flushes it to the disk and renames it to `path`.
 
     A reader sees the old file or the whole new one, whenever the writer is killed. Raises InputError where the
-    folder cannot be written.
+    folder cannot be written or the disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix stays, because writers such as matplotlib choose their format by it.
-        with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=f".part{path.suffix}", delete=False) as handle:
+        with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=f"{PART}{path.suffix}", delete=False) as handle:
             temporary = Path(handle.name)
     except OSError as error:
-        raise InputError(f"cannot write {str(path)!r}: {error.strerror or error} (choose a writable folder)") from error
+        raise _unwritable(path, error) from error
     try:
         write(temporary)
         with temporary.open("rb+") as handle:
@@ -39,8 +41,15 @@ def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
         # A temporary file is private to its owner; a result is as readable as any other file.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    advice = "free some space, or choose another folder" if error.errno == ENOSPC else "choose a writable folder"
+    return InputError(f"cannot write {str(path)!r}: {error.strerror or error} ({advice})")
 
 
 def _umask() -> int:
@@ -147,9 +156,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except OSError as error:
-            raise InputError(
-                f"cannot write {str(self.folder)!r}: {error.strerror or error} (choose a writable folder)"
-            ) from error
+            raise _unwritable(self.folder, error) from error
         try:
             yield
         finally:

@@ -10,6 +10,8 @@ import platform
 import resource
 import sys
 from pathlib import Path
+from threading import Thread
+from time import sleep
 from typing import Any
 
 REPORT = "LTH_KERNEL_REPORT"
@@ -20,6 +22,7 @@ def main() -> None:
     # `-m` puts the current folder first on the path, where a stray `random.py` would shadow the standard library's.
     if sys.path and sys.path[0] in ("", str(Path.cwd())):
         del sys.path[0]
+    Thread(target=_end_with_parent, daemon=True).start()
     from ipykernel.kernelapp import IPKernelApp
 
     app = IPKernelApp.instance()
@@ -28,6 +31,18 @@ def main() -> None:
     if REPORT in os.environ and app.shell is not None:
         app.shell.events.register("post_run_cell", lambda _: write_report(Path(os.environ[REPORT])))
     app.start()
+
+
+def _end_with_parent() -> None:
+    """A runner killed outright cannot stop its kernel, which must not go on writing beside the next run's.
+
+    ipykernel looks once a second, and for init alone where it started too late; init is not who adopts everywhere.
+    """
+    parent = int(os.environ.get("JPY_PARENT_PID", "0"))
+    while parent > 1 and hasattr(os, "getppid"):
+        if os.getppid() != parent:
+            os._exit(1)
+        sleep(0.1)
 
 
 def write_report(path: Path) -> None:

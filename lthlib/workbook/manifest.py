@@ -16,7 +16,7 @@ from typing import Any
 
 import lthlib
 from lthlib.errors import InputError
-from lthlib.store import checksum, key, write_json
+from lthlib.store import PART, checksum, key, write_json
 from lthlib.workbook.notebooks import Notebook
 from lthlib.workbook.parameters import RESERVED
 from lthlib.workbook.paths import project_root
@@ -101,11 +101,15 @@ def finished(folder: Path, wanted: str) -> dict[str, Any] | None:
     facts = read(folder)
     if facts is None or facts["status"] != "finished" or facts.get("key") != wanted:
         return None
+    return facts if whole(folder, facts) else None
+
+
+def whole(folder: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether every file that the manifest lists is still what it was."""
     try:
-        whole = all(checksum(folder / name) == digest for name, digest in facts["files"].items())
+        return all(checksum(folder / name) == digest for name, digest in facts["files"].items())
     except OSError:
-        return None
-    return facts if whole else None
+        return False
 
 
 def result_files(folder: Path) -> list[Path]:
@@ -116,12 +120,13 @@ def result_files(folder: Path) -> list[Path]:
 def clear(folder: Path) -> None:
     """Removes what an earlier run left in the folder, so that results of two runs never mix; the store's stay.
 
-    The manifest goes first: from then on the folder counts as unfinished.
+    The manifest goes first: from then on the folder counts as unfinished. Halves that a killed writer left go too, in
+    the store as well; whoever calls holds the folder's lock.
     """
     try:
         (folder / FILE).unlink(missing_ok=True)
-        for path in result_files(folder):
-            path.unlink()
+        for path in [*result_files(folder), *folder.rglob(f".*{PART}*")]:
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {str(folder)!r}: {error.strerror} (choose a writable folder)") from error
 
