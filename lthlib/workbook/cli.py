@@ -98,16 +98,19 @@ def notebooks() -> None:
 
 @app.command(short_help="Writes the report anew.")
 def report(out: Out = "results") -> None:
-    """Writes index.html anew for every profile in DIR, from the files that are there."""
+    """Writes index.html anew for every profile in DIR, and DIR/index.html, the claims of all runs in DIR/reference.
+
+    The claims of the project's own results are written into its README too.
+    """
     from lthlib.errors import InputError
     from lthlib.workbook.paths import project_path
-    from lthlib.workbook.report import profile_folders, write_index
+    from lthlib.workbook.report import profile_folders, write_index, write_ledger
 
-    folders = profile_folders(project_path(out))
-    if not folders:
+    written = [write_index(folder) for folder in profile_folders(project_path(out))]
+    written += write_ledger(project_path(out))
+    if not written:
         raise InputError(f"{out!r} holds no results (make some with `lth run`)")
-    for folder in folders:
-        print(write_index(folder))
+    print(*written, sep="\n")
 
 
 @app.command(short_help="Keeps finished results for the record.")
@@ -116,19 +119,25 @@ def keep(
         list[str], typer.Argument(metavar="RUN", help="Folders of finished runs, DIR/<profile>/<notebook>.")
     ],
     into: Annotated[str, typer.Option(help="Folder to keep them in.", metavar="DIR")] = "results/reference/mnist",
+    figures: Annotated[bool, typer.Option(help="Keep the PNG figures too.")] = True,
 ) -> None:
     """Copies tables, claims, manifest and figures of RUNs into DIR/<notebook>, and writes DIR/README.md anew.
 
-    A RUN is DIR/<profile>/<notebook> of `lth run`; the README has tables and verdicts of all that is kept in DIR.
+    A RUN is DIR/<profile>/<notebook> of `lth run`; the README has tables and verdicts of all that is kept in DIR. The
+    ledger is written anew too, as by `lth report`.
     """
     from pathlib import Path
 
     from lthlib.workbook.paths import project_path
     from lthlib.workbook.reference import keep, write_readme
+    from lthlib.workbook.report import write_ledger
 
+    folder = project_path(into)
     for run in runs:
-        keep(Path(run), project_path(into))
-    print(write_readme(project_path(into)))
+        keep(Path(run), folder, figures=figures)
+    print(
+        write_readme(folder), *(write_ledger(folder.parents[1]) if folder.parent.name == "reference" else []), sep="\n"
+    )
 
 
 def _run_with_bar(tasks: "Sequence[Task]", jobs: int, force: bool) -> "list[Outcome]":

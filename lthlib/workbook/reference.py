@@ -17,12 +17,12 @@ LARGEST = 2**20
 KEPT = ("metrics.parquet", "claims.json", "manifest.json")
 
 
-def keep(run: Path, into: Path) -> list[Path]:
+def keep(run: Path, into: Path, *, figures: bool = True) -> list[Path]:
     """Copies the tables, claims, manifest and PNG figures of one finished run into `into`/<its name>, and lists them.
 
     Raises InputError for a folder that holds no finished run, and for a file above 1 MiB.
     """
-    files = [run / name for name in KEPT] + sorted(run.glob("*.png"))
+    files = [run / name for name in KEPT] + (sorted(run.glob("*.png")) if figures else [])
     missing = [path.name for path in files if not path.is_file()]
     if missing:
         raise InputError(f"{str(run)!r} is no finished run: {', '.join(missing)} is missing")
@@ -55,7 +55,9 @@ def _settings(run: Path) -> str:
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     hidden = ("out_dir", "data_dir", "profile", "device")
     shown = ", ".join(f"{name} {value}" for name, value in manifest["parameters"].items() if name not in hidden)
-    return f"{shown}. Commit {str(manifest.get('commit') or 'unknown')[:7]}, {manifest.get('seconds', 0):.0f} s."
+    return (
+        f"{shown}. Commit {str(manifest['code'].get('commit') or 'unknown')[:7]}, {manifest.get('seconds', 0):.0f} s."
+    )
 
 
 def _tables(run: Path) -> list[str]:
@@ -88,7 +90,7 @@ def _table(frame: Any, table: Mapping[str, Any]) -> list[str]:
         # A level of pruning is told by its density.
         body.append([f"{part['density'].mean():.3f}" if rows == "round" else _text(key), *cells])
     head = ["density" if rows == "round" else rows, *map(_text, names)]
-    return ["", f"**{table['title']}**", "", *_markdown(head, body)]
+    return ["", f"**{table['title']}**", "", *markdown_table(head, body)]
 
 
 def _verdicts(run: Path) -> list[str]:
@@ -97,17 +99,18 @@ def _verdicts(run: Path) -> list[str]:
         [
             f"{one['id']}: {one['claim']}",
             one["verdict"],
-            _number(one["estimate"]),
-            " to ".join(map(_number, one["ci"])),
-            _number(one["margin"]),
+            short_number(one["estimate"]),
+            " to ".join(map(short_number, one["ci"])),
+            short_number(one["margin"]),
             str(one["n"]),
         ]
         for one in records
     ]
-    return ["", *_markdown(["claim", "verdict", "estimate", "95 % interval", "margin", "n"], rows)]
+    return ["", *markdown_table(["claim", "verdict", "estimate", "95 % interval", "margin", "n"], rows)]
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
@@ -115,5 +118,6 @@ def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _number(value: float | None) -> str:
+def short_number(value: float | None) -> str:
+    """Three digits; '-' for a number that does not exist."""
     return "-" if value is None else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""`results/<profile>/index.html`: every notebook of a profile on one page, from the files they left."""
+"""`results/<profile>/index.html`: every notebook of a profile on one page, from the files they left; and the ledger."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,9 @@ from jinja2 import Environment, StrictUndefined
 from lthlib.errors import InputError
 from lthlib.store import write_text
 from lthlib.workbook import manifest
+from lthlib.workbook.ledger import kept_runs, readme_block, with_block
+from lthlib.workbook.ledger_page import ledger_page
+from lthlib.workbook.paths import project_root
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -99,6 +102,23 @@ def write_index(folder: Path) -> Path:
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"
+
+
+def write_ledger(out: Path) -> list[Path]:
+    """Writes `out`/index.html over the runs kept in `out`/reference; returns what was written, [] where none are kept.
+
+    Where `out` is the project's own folder of results, the block in its README too. Raises InputError for damaged runs.
+    """
+    runs = kept_runs(out / "reference")
+    if not runs:
+        return []
+    texts = {out / "index.html": ledger_page(runs, out)}
+    readme = project_root() / "README.md"
+    if out.resolve() == (project_root() / "results").resolve() and readme.is_file():
+        texts[readme] = with_block(readme.read_text(encoding="utf-8"), readme_block(runs))
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)
 
 
 def profile_folders(out: Path) -> list[Path]:
