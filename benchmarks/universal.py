@@ -5,6 +5,8 @@ The figure beside each is the release's (RelationalML/UniversalLT): 1,126 parame
 """
 
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from reporting import Row, parser, report
@@ -51,7 +53,8 @@ def goals(rows: list[Row], sources: int) -> None:
 
 def frontier(rows: list[Row], sources: int, sizes: tuple[float, ...]) -> None:
     """Median error at median parameters, by the number of pieces relative to the goals' tickets."""
-    found = frontier_rows(range(sources), sizes, [0.1])
+    with TemporaryDirectory() as folder:
+        found = frontier_rows(range(sources), sizes, [0.1], Path(folder))
     for (kind, size), part in found.groupby(["ticket", "size"], sort=False):
         kept = int(part["kept"].median())
         rows.append(Row(f"frontier, {kind}, {size:g} x pieces: error at {kept}", float(part["sup"].median()), ""))

@@ -108,10 +108,11 @@ def test_dead_parts_are_not_counted() -> None:
     assert networks.kept((silent, on[1])) == 4  # the first unit has nothing to pass on
 
 
-def test_tickets_come_back_from_seed_and_mask(powers: UniversalTicket, wave: UniversalTicket, tmp_path: Path) -> None:
+def test_tickets_come_back_from_seed_and_mask(
+    powers: UniversalTicket, wave: UniversalTicket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for kind, ticket in (("polynomials", powers), ("sine", wave)):
-        ticket.save(tmp_path / kind)
-        loaded = UniversalTicket.load(tmp_path / kind)
+        loaded = ticket.reloaded(tmp_path / kind)
         assert (errors_of(kind, loaded) == errors_of(kind, ticket)).all()
         assert loaded.kept == ticket.kept
     again = universal.polynomial_ticket(0)
@@ -127,6 +128,9 @@ def test_tickets_come_back_from_seed_and_mask(powers: UniversalTicket, wave: Uni
         UniversalTicket.load(tmp_path / "cut")
     with pytest.raises(InputError, match="no ticket file"):
         UniversalTicket.load(tmp_path / "none")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="computes other features"):
+        patch.setattr(UniversalTicket, "load", staticmethod(lambda path: universal.sine_ticket(1)))
+        wave.reloaded(tmp_path / "sine")
 
 
 def test_refit_removes_inner_errors() -> None:

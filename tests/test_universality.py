@@ -1,5 +1,7 @@
 """Readouts and their gaps, deep sources, and the readout of image features."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -83,14 +85,15 @@ def test_existence_needs_more_width_for_less_error() -> None:
     assert (needed > needed.index - 1).all()
 
 
-def test_images_are_read_out_by_features_from_elsewhere() -> None:
+def test_images_are_read_out_by_features_from_elsewhere(tmp_path: Path) -> None:
     small = transfer.small(data.load("digits", train_size=400))
     tasks = transfer.halves(small)
     assert [task.classes for task in tasks] == [5, 5]
     assert set(tasks[1].dataset.test.labels.tolist()) == set(range(5))
     tasks.append(transfer.quadratics(tasks[0]))
     recipe = Recipe(epochs=1, learning_rate=0.05)
-    rows = transfer.transfer_rows(tasks, 64, [0], recipe, recipe)
+    rows = transfer.transfer_rows(tasks, 64, [0], recipe, recipe, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["images-64-0.safetensors"]
     assert len(rows) == 3 * (4 + 2 * 2)
     scores = {(row["found"], row["task"]): row["score"] for row in rows}
     universal_score, exact = (scores[arm, tasks[1].name] for arm in ("universal ticket", "exact basis"))

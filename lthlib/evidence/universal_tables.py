@@ -77,9 +77,7 @@ def goal_rows(seeds: Iterable[int], folder: Path, arm: str = "ours") -> tuple[pd
             ticket = made(kind, seed, **options)
             errors = errors_of(kind, ticket)
             times.append(time.perf_counter() - start)
-            path = folder / f"{kind}-{arm}-{seed}.safetensors"
-            ticket.save(path)
-            again = errors_of(kind, UniversalTicket.load(path))
+            again = errors_of(kind, ticket.reloaded(folder / f"{kind}-{arm}-{seed}.safetensors"))
             goal = universal.POLYNOMIAL_GOAL if kind == "polynomials" else universal.SINE_GOAL
             row = {"arm": arm, "ticket": kind, "seed": seed, "kept": ticket.kept, "density": ticket.density,
                    "source_parameters": ticket.source_parameters, "sup": errors.max(),
@@ -90,8 +88,13 @@ def goal_rows(seeds: Iterable[int], folder: Path, arm: str = "ours") -> tuple[pd
     return pd.DataFrame(rows), seconds
 
 
-def frontier_rows(seeds: Sequence[int], sizes: Sequence[float], tolerances: Sequence[float]) -> pd.DataFrame:
-    """Kept parameters and supremum error: blocks' pieces scaled by `sizes`, tolerances relative to the goal."""
+def frontier_rows(
+    seeds: Sequence[int], sizes: Sequence[float], tolerances: Sequence[float], folder: Path
+) -> pd.DataFrame:
+    """Kept parameters and supremum error: blocks' pieces scaled by `sizes`, tolerances relative to the goal.
+
+    Here and below every ticket is written below `folder`, and what is measured is what its file gives.
+    """
     rows = []
     for kind, pieces, goal in (("polynomials", (18, 28), 6e-4), ("sine", (20,), 1.1e-2)):
         for size in sizes:
@@ -100,13 +103,16 @@ def frontier_rows(seeds: Sequence[int], sizes: Sequence[float], tolerances: Sequ
                 pruning = Pruning(tolerance=share * goal / size**2)
                 design = Design(tuple(max(2, round(size * number)) for number in pieces))
                 for seed in seeds:
-                    ticket = made(kind, seed, design=design, pruning=pruning)
+                    path = folder / f"{kind}-size-{size}-tolerance-{share}-{seed}.safetensors"
+                    ticket = made(kind, seed, design=design, pruning=pruning).reloaded(path)
                     rows.append({"ticket": kind, "size": size, "tolerance": share, "seed": seed, "kept": ticket.kept,
                                  "sup": float(errors_of(kind, ticket).max())})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def ablation_rows(seeds: Sequence[int], arms: Mapping[str, tuple[Pruning, str]] = ABLATIONS) -> pd.DataFrame:
+def ablation_rows(
+    seeds: Sequence[int], folder: Path, arms: Mapping[str, tuple[Pruning, str]] = ABLATIONS
+) -> pd.DataFrame:
     """The sine ticket with one choice changed at a time, paired by source; each with 20 pieces."""
     rows = []
     for arm, (pruning, law) in arms.items():
@@ -114,6 +120,7 @@ def ablation_rows(seeds: Sequence[int], arms: Mapping[str, tuple[Pruning, str]] 
             # subset sums need more hidden units than single products; the wanted knots are the same
             design = Design((20,), inner=120 if pruning.inner == "subset" else 24)
             ticket = universal.sine_ticket(seed, design=design, pruning=pruning, law=law)
+            ticket = ticket.reloaded(folder / f"sine-{arm}-{seed}.safetensors")
             sup = float(errors_of("sine", ticket)[0])
             rows.append({"arm": arm, "seed": seed, "kept": ticket.kept, "sup": sup,
                          "success": float(sup <= universal.SINE_GOAL)})  # fmt: skip
@@ -180,7 +187,7 @@ def width_at(rows: pd.DataFrame, error: float) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def dimension_rows(seeds: Sequence[int], dimensions: Sequence[int], degree: int = 2) -> pd.DataFrame:
+def dimension_rows(seeds: Sequence[int], dimensions: Sequence[int], folder: Path, degree: int = 2) -> pd.DataFrame:
     """Parameters of the shared ("convolutional") and the copied ("dense") form of all monomials up to `degree`."""
     rows = []
     for variables in dimensions:
@@ -188,6 +195,7 @@ def dimension_rows(seeds: Sequence[int], dimensions: Sequence[int], degree: int 
         for form, copied in (("convolutional", False), ("dense", True)):
             for seed in seeds:
                 ticket = universal.polynomial_ticket(seed, exponents, design=Design((14, 14)), copied=copied)
+                ticket = ticket.reloaded(folder / f"monomials-{form}-{variables}-{seed}.safetensors")
                 stages = ticket.kept_by_stage()
                 rows.append({"form": form, "variables": variables, "features": len(exponents), "seed": seed,
                              "kept": ticket.kept, "kept_blocks": stages["logarithm"] + stages["exponential"],
@@ -233,7 +241,7 @@ def wave_bank(frequency: int = 2) -> tuple[Array, Array]:
     return turns, np.tile([0.0, 0.25], frequency)
 
 
-def gap_rows(seeds: Sequence[int], functions: int, points: int = lines.GRID) -> pd.DataFrame:
+def gap_rows(seeds: Sequence[int], functions: int, folder: Path, points: int = lines.GRID) -> pd.DataFrame:
     """Worst supremum and RMS gap of each arm on each family, with the readout's size, amplification and condition.
 
     The ticket of waves serves the family of waves, that of powers the others. "more random features" has as many
@@ -243,7 +251,8 @@ def gap_rows(seeds: Sequence[int], functions: int, points: int = lines.GRID) -> 
     bank = wave_bank()
     rows = []
     for seed in seeds:
-        powers, waves = universal.polynomial_ticket(seed), universal.fourier_ticket(seed, *bank)
+        powers = universal.polynomial_ticket(seed).reloaded(folder / f"powers-{seed}.safetensors")
+        waves = universal.fourier_ticket(seed, *bank).reloaded(folder / f"waves-{seed}.safetensors")
         for name, family in families(functions).items():
             ticket = waves if name == "waves" else powers
             exact = universality.exact_waves(*bank) if name == "waves" else universality.exact_powers(4)
@@ -300,7 +309,9 @@ def trained_network(x: Array, y: Array, hidden: int, seeds: Sequence[int], steps
     return predict
 
 
-def sample_rows(seeds: Sequence[int], sizes: Sequence[int], noise: float = 0.02, steps: int = 300) -> pd.DataFrame:
+def sample_rows(
+    seeds: Sequence[int], sizes: Sequence[int], folder: Path, noise: float = 0.02, steps: int = 300
+) -> pd.DataFrame:
     """RMS error of readouts fitted to n noisy samples of a random polynomial (one a seed), measured on the grid.
 
     Arms: the ticket and random features (k = 4 each) by least squares, and a network trained from scratch with as many
@@ -308,7 +319,9 @@ def sample_rows(seeds: Sequence[int], sizes: Sequence[int], noise: float = 0.02,
     """
     grid = universality.unit_grid(1001)
     family = list(universality.random_polynomials(max(seeds) + 1, 4, seed=1).values())
-    tickets = {seed: universal.polynomial_ticket(seed).live() for seed in seeds}
+    tickets = {
+        seed: universal.polynomial_ticket(seed).reloaded(folder / f"powers-{seed}.safetensors").live() for seed in seeds
+    }
     rows: list[dict[str, Any]] = []
     for size in sizes:
         points, noisy = [], []

@@ -305,6 +305,18 @@ class UniversalTicket:
             raise InputError(f"ticket file {str(path)!r} does not fit the source drawn from its seed, or is damaged")
         return ticket
 
+    def reloaded(self, path: Path | str) -> "UniversalTicket":
+        """Saves the ticket and returns what the file gives: errors measured on it are those of the file's ticket.
+
+        Raises RuntimeError where its features on a grid are not the ticket's to the last bit.
+        """
+        self.save(path)
+        again = UniversalTicket.load(path)
+        grid = np.linspace(0, 1, 101)[:, None].repeat(self.inputs, axis=1)
+        if not np.array_equal(again.features(grid), self.features(grid)):
+            raise RuntimeError(f"the ticket read from {str(path)!r} computes other features than the one written there")
+        return again
+
 
 def copy_purpose(purpose: str, copy: int) -> str:
     """The name of the draws of one copy of a stage's chain."""

@@ -156,16 +156,21 @@ def image_features(
     recipe: Recipe,
     store: Store | None = None,
     device: str = "auto",
+    folder: Path | None = None,
 ) -> Callable[[ImageTask, str], Array]:
     """The features of an arm: a map of (task, split) to an array (n, features).
 
     Arms: "universal ticket", "exact basis", "random features", "pixels" (64), and, found on a task, "edge-popup"
-    (density 0.5 of a random network with one hidden layer) and "trained" (the same network). Raises InputError for
-    others, or where the task to find on is missing.
+    (density 0.5 of a random network with one hidden layer) and "trained" (the same network). With a `folder`, the
+    universal ticket is written there and its file's features are used. Raises InputError for other arms, or where the
+    task to find on is missing.
     """
     if arm == "universal ticket":
-        ticket = image_ticket(features, seed).live()
-        return lambda task, split: ticket.features_in_full(task.inputs(split))
+        ticket = image_ticket(features, seed)
+        if folder is not None:
+            ticket = ticket.reloaded(folder / f"images-{features}-{seed}.safetensors")
+        live = ticket.live()
+        return lambda task, split: live.features_in_full(task.inputs(split))
     if arm == "exact basis":
         exponents = image_exponents(features, seed)
         return lambda task, split: np.exp(np.log((1 + task.inputs(split)) / 2) @ exponents.T)
@@ -220,11 +225,13 @@ def transfer_rows(
     popup_recipe: Recipe,
     store: Store | None = None,
     device: str = "auto",
+    folder: Path | None = None,
 ) -> list[dict[str, Any]]:
     """The transfer matrix: one row an arm, the task it was found on, the task it is read out on, and a seed.
 
     Columns: found ("universal ticket", ..., "edge-popup on X", "trained on X"), arm, found_on, task, seed, score,
-    features. Regression tasks are read out on but nothing is found on them.
+    features. Regression tasks are read out on but nothing is found on them. `folder` takes the universal tickets'
+    files.
     """
     rows = []
     for seed in seeds:
@@ -232,7 +239,7 @@ def transfer_rows(
         found = [(arm, task) for arm in FOUND_ON_TASKS for task in tasks if task.classes]
         for arm, found_on in [*arms, *found]:
             made = image_features(arm, found_on, features, seed, popup_recipe if arm == "edge-popup" else recipe,
-                                  store, device)  # fmt: skip
+                                  store, device, folder)  # fmt: skip
             label = arm if found_on is None else f"{arm} on {found_on.name}"
             for task in tasks:
                 count = SIDE * SIDE if arm == "pixels" else features
