@@ -168,14 +168,14 @@ class Network:
         return stays
 
     @torch.no_grad()
-    def hold(self) -> None:
+    def hold(self, everywhere: bool = False) -> None:
         """Puts pruned coefficients back where they are held, after a step that may have moved them.
 
-        Only needed where masked gradients are not enough: weight decay on held values that are not zero, and
-        optimizer state kept in weights.
+        Only needed where masked gradients are not enough: weight decay on held values that are not zero, optimizer
+        state kept in weights, and (`everywhere`) optimizers whose steps mix coordinates.
         """
         for name, mask in self.masks.items():
-            if self.in_weights or self.sources[0].off == "init":
+            if everywhere or self.in_weights or self.sources[0].off == "init":
                 held = torch.where(mask, self._coefficients(name), self.held[name])
                 self.leaves[name].copy_(self._from_coefficients(name, held))
 

@@ -16,13 +16,15 @@ OPTIMIZERS = {
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
 }
+# Torch's own, but for Muon, which `lthlib.muon` fits to stacks.
+VALID_OPTIMIZERS = (*OPTIMIZERS, "muon")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a ticket is trained; the same for every method compared in one figure.
 
-    - `optimizer`: one of sgd, adam, adamw, rmsprop; `momentum` and `nesterov` are SGD's.
+    - `optimizer`: one of sgd, adam, adamw, rmsprop, muon; `momentum` and `nesterov` are SGD's and Muon's.
     - `schedule`: `constant`, `cosine` (to zero at the last step) or `step` (times `decay` at each of `milestones`,
       given as fractions of all steps); `warmup_epochs` rise linearly from zero before it.
     - `epochs` may be fractional; the last batch of an epoch may be smaller.
@@ -51,7 +53,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for kind, value, valid in (
-            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("optimizer", self.optimizer, VALID_OPTIMIZERS),
             ("schedule", self.schedule, ("constant", "cosine", "step")),
             ("precision", self.precision, DTYPES),
             ("state_in", self.state_in, ("coefficients", "weights")),

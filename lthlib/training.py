@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from lthlib.data import Dataset, augment, augmentation_draws
 from lthlib.errors import InputError, unknown
 from lthlib.mask_updates import MaskUpdates, Step, dense_gradients, refuse_unchangeable, update_masks
+from lthlib.muon import Muon
 from lthlib.network import Network, is_linear, network, stack_key
 from lthlib.proximal import Penalty
 from lthlib.randomness import generator
@@ -164,6 +165,7 @@ def code_version() -> str:
         "data",
         "mask_updates",
         "models",
+        "muon",
         "network",
         "proximal",
         "randomness",
@@ -403,7 +405,7 @@ class _AutogradStep:
         losses.mean(1).sum().backward()
         self.net.mask_gradients()
         self.optimizer.step()
-        self.net.hold()
+        self.net.hold(everywhere=isinstance(self.optimizer, Muon))
         return losses.detach()
 
     def remasked(self, stays: State) -> None:
@@ -414,7 +416,9 @@ class _AutogradStep:
                     moment.masked_fill_(~kept, 0)
 
 
-def _optimizer(net: Network, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(net: Network, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer | Muon:
+    if recipe.optimizer == "muon":
+        return Muon(net, recipe)
     options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
         options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}

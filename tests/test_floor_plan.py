@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "lthlib"
 FLOORS = (
     ("errors", "randomness"),
     ("axes", "basis", "data", "models", "proximal", "store", "ticket"),
-    ("mask_updates", "network", "recipe", "stacked_sgd", "threads", "training"),
+    ("mask_updates", "muon", "network", "recipe", "stacked_sgd", "threads", "training"),
     ("elastic", "finders"),
     ("theory",),
     ("evidence",),

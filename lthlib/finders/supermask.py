@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from lthlib.data import Dataset
-from lthlib.errors import InputError
+from lthlib.errors import InputError, unknown
 from lthlib.finders.allocation import kept_count
 from lthlib.finders.score_training import METHODS, Found, Search, Supermask, Task, biases_of
 from lthlib.finders.selection import keep_top
 from lthlib.models import Architecture, initial_state, prunable
 from lthlib.randomness import generator
-from lthlib.recipe import Recipe
+from lthlib.recipe import OPTIMIZERS, Recipe
 from lthlib.store import Store, sources_digest, write_json
 from lthlib.threads import values_of
 from lthlib.ticket import Ticket, dense_ticket
@@ -117,6 +117,8 @@ def find_supermasks(
     FloatingPointError where a loss is no longer finite.
     """
     task = data if isinstance(data, Task) else Task.of(data)
+    if recipe.optimizer not in OPTIMIZERS:
+        raise unknown("optimizer of a mask's scores", recipe.optimizer, OPTIMIZERS)
     if len(sources) != len(seeds):
         raise InputError(f"{len(sources)} sources need as many seeds, found {len(seeds)}")
     if (settings.levels or 0) >= (steps := recipe.steps(len(task.targets))):
