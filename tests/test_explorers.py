@@ -36,6 +36,7 @@ from lthlib.evidence.widgets.universal import universal_facts
 from lthlib.models import architecture
 from lthlib.theory import rotation, sketching
 from lthlib.theory.subset_sum import solve
+from lthlib.theory.universal import polynomial_ticket
 
 MOVES: dict[type[Explorer], dict[str, Any]] = {
     SketchExplorer: {"tau": 0.3, "sampler": "gumbel, exact count", "density": 0.5},
@@ -357,3 +358,56 @@ def test_the_boards_list_of_claims_follows_the_filter(records: list[dict[str, An
     assert "A-2" in board.numbers.value
     assert "estimate - [-, -]" in board.numbers.value
     board.close()
+
+
+# --- finished runs ---
+
+
+def test_a_runs_weights_are_laws_of_candidates() -> None:
+    own = SubsetSumExplorer({"layer": torch.tensor([[0.5, -2.0], [1.0, 0.25]])})
+    assert own.box
+    assert own.controls["law"].options[-1] == "layer"
+    facts = own._facts(**own.examples[0] | {"law": "layer"})
+    assert set(facts.candidates.tolist()) <= {0.25, -1.0, 0.5, 0.125}
+    assert "predicted" not in facts.readout
+    assert np.isnan(facts.predicted).all()
+    with pytest.raises(InputError, match="largest magnitude 0"):
+        SubsetSumExplorer({"layer": torch.zeros(3)})
+    with pytest.raises(InputError, match="'else'"):
+        own._facts(**own.examples[0] | {"law": "else"})
+
+
+def test_a_saved_universal_ticket_is_read_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="notebook 04"):
+        UniversalExplorer.of_run(tmp_path)
+    polynomial_ticket(0).save(tmp_path / "tickets" / "polynomials-ours-0.safetensors")
+    own = UniversalExplorer.of_run(tmp_path)
+    assert own.box
+    name = own.controls["ticket"].options[1]
+    square = own._facts(text="x**2 - x", ticket=name, knots=3)
+    wave = own._facts(text="sin(2*pi*x)", ticket=name, knots=3)
+    assert square.error < 0.01 < wave.error
+    assert "5 readout numbers on 4 features" in square.readout
+    assert "with 3 pieces" in own._facts(text="x", ticket=own.controls["ticket"].value, knots=3).readout
+    with pytest.raises(InputError, match="polynomials-ours-0"):
+        own._facts(text="x", ticket="other", knots=3)
+
+
+def test_saved_tickets_of_other_depths_are_carried(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="notebook 02"):
+        ElasticExplorer.of_run(tmp_path)
+    names = ["resnet-20-w2", "resnet-14-w2"]
+    for name in names:
+        example_ticket(name, 0.3).save(tmp_path / f"{name}.safetensors")
+    row = {"section": "matrix", "source": names[1], "target": names[0], "arm": "elastic", "accuracy": 50.0}
+    save_metrics(pd.DataFrame([row | {"round": 1}, row | {"round": 2, "accuracy": 60.0}]), tmp_path)
+    own = ElasticExplorer.of_run(tmp_path)
+    assert own.sources == names[::-1]
+    assert "elastic 60.0 % (n = 1)" in own._facts(source=names[1], target=names[0]).readout
+
+
+def test_a_runs_images_are_sketched(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no finished run"):
+        SketchExplorer.of_run(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"parameters": {"dataset": "digits"}}))
+    assert list(SketchExplorer.of_run(tmp_path).problems)[0] == "pixels of digits"

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as controls
@@ -12,8 +13,9 @@ from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
 from matplotlib.figure import FigureBase
 
-from lthlib.elastic import DROPS, ORDERS, DepthMap, depth_map, kept_after, stages, to_text
+from lthlib.elastic import DROPS, FAMILIES, ORDERS, DepthMap, depth_map, kept_after, stages, to_text
 from lthlib.errors import InputError, unknown
+from lthlib.evidence.results import read_metrics
 from lthlib.evidence.style import BLACK, BLUE, ORANGE, PALETTE
 from lthlib.evidence.widgets.explorer import Explorer, density_slider, dropdown
 from lthlib.evidence.widgets.scene import Move, shared
@@ -226,6 +228,23 @@ class ElasticExplorer(Explorer):
             first, {"target": middle}, {"target": middle, "order": "interpolate"}, {"target": self.targets[0]}
         )
         super().__init__("Elastic explorer", self._controls, self._facts, draw_elastic, SIZE, examples)
+
+    @classmethod
+    def of_run(cls, folder: Path | str) -> "ElasticExplorer":
+        """The explorer of a finished run of notebook 02: the tickets that it saved and what it measured of them.
+
+        Raises InputError where the folder holds no pruned ticket of a network with stages, or no table.
+        """
+        saved = [Ticket.load(path) for path in sorted(Path(folder).glob("*.safetensors"))]
+        pruned = [one for one in saved if one.kept < one.prunable and one.architecture.name.split("-")[0] in FAMILIES]
+        if not pruned:
+            raise InputError(
+                f"{str(folder)!r} holds no pruned ResNet, VGG or MLP (valid: a finished run of notebook 02)"
+            )
+        pruned.sort(key=lambda one: sum(len(stage.units) for stage in stages(one.architecture)))
+        rows = read_metrics(folder)
+        pairs = rows[rows["section"] == "matrix"]
+        return cls(pruned, [one.architecture.name for one in pruned], pairs[pairs["round"] == pairs["round"].max()])
 
     def _facts(self, *, source: str, target: str, density: float = DENSITY, **settings: Any) -> ElasticFacts:
         if source not in self.sources:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -98,15 +99,23 @@ def of_run(folder: Path | str, data_dir: Path | str = "data") -> Loaded:
     dense training.
     """
     folder = Path(folder)
-    try:
-        parameters = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["parameters"]
-        dataset = data.load(parameters["dataset"], data_dir, download=False)
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{str(folder)!r} holds no finished run of a notebook with a data set ({error!r})") from error
+    dataset, _ = data_of_run(folder, data_dir)
     dense, recipe = stored_dense(folder / "store", dataset)
     own = [Ticket.load(path) for path in sorted(folder.glob("*.safetensors"))]
     found = [one for one in own if one.architecture == dense[0].ticket.architecture and one.kept < one.prunable]
     return Loaded(tuple(dense), dataset, recipe, read_metrics(folder), tuple(found))
+
+
+def data_of_run(folder: Path | str, data_dir: Path | str = "data") -> tuple[Dataset, dict[str, Any]]:
+    """A finished run's data set, read from `data_dir`, and its parameters.
+
+    Raises InputError where the folder holds no finished run of a notebook with a data set.
+    """
+    try:
+        parameters = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))["parameters"]
+        return data.load(parameters["dataset"], data_dir, download=False), parameters
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{str(folder)!r} holds no finished run of a notebook with a data set ({error!r})") from error
 
 
 def stored_dense(store: Path, dataset: Dataset) -> tuple[list[Trained], Recipe]:

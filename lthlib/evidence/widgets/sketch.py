@@ -4,6 +4,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as controls
@@ -18,6 +19,7 @@ from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
 from lthlib.evidence.intervals import mean_interval
 from lthlib.evidence.style import BLACK, BLUE, GREY
+from lthlib.evidence.widgets import loaded
 from lthlib.evidence.widgets.explorer import Explorer, dropdown, slider, whole_slider
 from lthlib.evidence.widgets.scene import Move, picture_axes, shared
 from lthlib.randomness import generator
@@ -248,6 +250,15 @@ class SketchExplorer(Explorer):
             {"score": "magnitude", "sampler": "poisson, reweighted", "density": 0.5},
         )
         super().__init__("Sketch explorer", self._controls, self._facts, draw_sketch, SIZE, examples)
+
+    @classmethod
+    def of_run(cls, folder: Path | str, data_dir: Path | str = "data") -> "SketchExplorer":
+        """The explorer on the images of a finished run's data set, results/<profile>/<notebook>.
+
+        Raises InputError where the folder holds no finished run, or its data are not in `data_dir`.
+        """
+        dataset, _ = loaded.data_of_run(folder, data_dir)
+        return cls(digits_problem(dataset), _synthetic())
 
     def _facts(self, *, problem: str, **settings: Any) -> SketchFacts:
         if problem not in self.problems:

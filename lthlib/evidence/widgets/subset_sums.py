@@ -1,9 +1,11 @@
 """SubsetSumExplorer: which of n random numbers add up to a target, and how near one may hope to come."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import ipywidgets as controls
 import numpy as np
@@ -13,6 +15,7 @@ from matplotlib.figure import FigureBase
 
 from lthlib.errors import InputError, unknown
 from lthlib.evidence.style import BLACK, BLUE, GREY, ORANGE, RED
+from lthlib.evidence.widgets import loaded
 from lthlib.evidence.widgets.explorer import Explorer, dropdown, labelled, slider, whole_slider
 from lthlib.evidence.widgets.scene import Move, shared
 from lthlib.randomness import generator
@@ -46,42 +49,65 @@ class SubsetFacts:
     predicted: np.ndarray
 
 
-def candidates(n: int, instances: int, law: str, seed: int) -> np.ndarray:
-    """Random numbers (instances, n): U[-1, 1], or products of two of them. Raises InputError for another law."""
+def candidates(n: int, instances: int, law: str, seed: int, pool: np.ndarray | None = None) -> np.ndarray:
+    """Random numbers (instances, n): U[-1, 1], or products of two of them; or drawn with replacement from a `pool`.
+
+    Raises InputError for another law without a pool.
+    """
+    source = generator(seed, "explorer", "subset sum", n)
+    if pool is not None:
+        return pool[torch.randint(len(pool), (instances, n), generator=source).numpy()]
     if law not in LAWS:
         raise unknown("law", law, LAWS)
-    source = generator(seed, "explorer", "subset sum", n)
     shape = (instances, n, 1 if law == "uniform" else 2)
     return (2 * torch.rand(shape, generator=source, dtype=torch.float64) - 1).prod(2).numpy()
 
 
 @lru_cache(maxsize=256)
 def _errors(n: int, target: float, mode: str, k: int, law: str) -> np.ndarray:
-    """Errors of other instances: of the best subset, or of the best of size k."""
-    others = candidates(n, INSTANCES, law, 1_000)
+    return _errors_of(candidates(n, INSTANCES, law, 1_000), target, mode, k)
+
+
+def _errors_of(others: np.ndarray, target: float, mode: str, k: int) -> np.ndarray:
+    """Errors of instances (instances, n), in order: of the best subset, or of the best of size k."""
     chosen = {"mode": "fixed", "k": k} if mode == "fixed" else {"mode": "best"}
-    return np.sort(solve(others, np.full(INSTANCES, target), allow_empty=False, **chosen).error)
+    return np.sort(solve(others, np.full(len(others), target), allow_empty=False, **chosen).error)
 
 
 def subset_facts(
-    *, n: int, eps: float, target: float, mode: str, k: int = 3, law: str = "uniform", seed: int = 0
+    *,
+    n: int,
+    eps: float,
+    target: float,
+    mode: str,
+    k: int = 3,
+    law: str = "uniform",
+    seed: int = 0,
+    pool: np.ndarray | None = None,
 ) -> SubsetFacts:
     """The subset that `subset_sum.solve` finds among n candidates, and the law of such errors over 200 instances.
 
     `mode` sparsest takes the fewest within `eps`, fixed exactly min(k, n); the empty subset, which at target 0 would
-    win, is barred. Raises InputError for n outside 1 to 20, an eps that is not positive, and as `solve` does.
+    win, is barred. Numbers from a `pool`, which `law` then only names, have no predicted law. Raises InputError for n
+    outside 1 to 20, an eps that is not positive, and as `solve` does.
     """
     if not 1 <= n <= MOST:
         raise InputError(f"{n} candidates (valid here: 1 to {MOST})")
     if not 0 < eps < math.inf:
         raise InputError(f"tolerance {eps} is not above 0")
     k = min(k, n)
-    (own,) = candidates(n, 1, law, seed)
+    (own,) = candidates(n, 1, law, seed, pool)
     found = solve(own, target, mode, eps=eps, k=k, allow_empty=False)
     kept, error = found.kept(n), float(found.error)
-    errors = _errors(n, target, mode, k if mode == "fixed" else 0, law)
+    size = k if mode == "fixed" else 0
+    if pool is None:
+        errors = _errors(n, target, mode, size, law)
+    else:
+        errors = _errors_of(candidates(n, INSTANCES, law, 1_000, pool), target, mode, size)
     grid = _grid()
-    if mode != "fixed":
+    if pool is not None:
+        predicted = np.full(len(grid), math.nan)
+    elif mode != "fixed":
         predicted = np.array([predicted_failure(n, at, target, law) for at in grid])
     elif law == "uniform":
         # Hits are nearly a Poisson number of this mean.
@@ -90,7 +116,9 @@ def subset_facts(
         predicted = np.full(len(grid), math.nan)
     failed = int((errors > eps).sum())
     verdict = "within" if error <= eps else "not within"
-    typical = "" if mode == "fixed" else f" (predicted {predicted_median_error(n, target, law):.2g})"
+    typical = (
+        "" if mode == "fixed" or pool is not None else f" (predicted {predicted_median_error(n, target, law):.2g})"
+    )
     readout = (
         f"{int(kept.sum())} of {n} candidates add up to {float(own[kept].sum()):.6g}, target {target:g}: error "
         f"{error:.2g}, {verdict} {eps:.2g}; of {INSTANCES} other draws {failed} miss it, median error "
@@ -158,15 +186,31 @@ def draw_subset(figure: FigureBase, facts: SubsetFacts) -> Move:
 
 
 class SubsetSumExplorer(Explorer):
-    """n random candidates, a target, a tolerance: the chosen subset on the number line and the law of its error."""
+    """n random candidates, a target, a tolerance: the chosen subset on the number line and the law of its error.
 
-    def __init__(self) -> None:
+    `weights` by name (tensors of any shape): more laws to draw candidates from, such as the layers of a network, each
+    scaled to a largest magnitude of 1.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        self.pools = {name: _pool(name, one) for name, one in (weights or {}).items()}
         first = {"n": 12, "eps": 0.01, "target": 0.5, "mode": "best", "k": 3, "law": "uniform", "seed": 0}
         examples = shared(first, {"n": 6}, {"n": 16}, {"n": 16, "mode": "sparsest"})
-        super().__init__("Subset-sum explorer", self._controls, subset_facts, draw_subset, SIZE, examples)
+        super().__init__("Subset-sum explorer", self._controls, self._facts, draw_subset, SIZE, examples)
 
-    @staticmethod
-    def _controls() -> dict[str, controls.Widget]:
+    @classmethod
+    def of_run(cls, folder: Path | str, data_dir: Path | str = "data") -> "SubsetSumExplorer":
+        """The explorer with the initial weights, by layer, of a finished run's first dense network as more laws.
+
+        Raises InputError where the folder holds no finished run or its store no dense training.
+        """
+        start = loaded.initial(loaded.of_run(folder, data_dir).dense[0])
+        return cls({f"initial {name}": one for name, one in start.coefficients.items()})
+
+    def _facts(self, *, law: str, **settings: Any) -> SubsetFacts:
+        return subset_facts(law=law, pool=self.pools.get(law), **settings)
+
+    def _controls(self) -> dict[str, controls.Widget]:
         eps = controls.FloatLogSlider(
             value=0.01, base=10, min=-7, max=-0.5, step=0.25, readout_format=".1e", **labelled("tolerance eps")
         )
@@ -176,6 +220,14 @@ class SubsetSumExplorer(Explorer):
             "target": slider("target", -1, 1, 0.5, 0.05),
             "mode": dropdown("mode", MODES),
             "k": whole_slider("size (fixed)", 1, 8, 3),
-            "law": dropdown("law", LAWS),
+            "law": dropdown("law", (*LAWS, *self.pools)),
             "seed": whole_slider("draw", 0, 20, 0),
         }
+
+
+def _pool(name: str, weights: torch.Tensor) -> np.ndarray:
+    values = weights.detach().cpu().double().reshape(-1).numpy()
+    largest = float(np.abs(values).max(initial=0.0))
+    if not 0 < largest < math.inf:
+        raise InputError(f"weights {name!r} have the largest magnitude {largest} (valid: above 0 and finite)")
+    return np.asarray(values / largest)

@@ -1,8 +1,10 @@
 """UniversalExplorer: type a function, choose knots, and see the masked random network that computes it."""
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as controls
@@ -10,6 +12,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import FigureBase
 
+from lthlib.errors import InputError, unknown
 from lthlib.evidence.style import BLACK, BLUE, ORANGE, RED
 from lthlib.evidence.widgets.explorer import Explorer, dropdown, labelled, whole_slider
 from lthlib.evidence.widgets.expressions import parse
@@ -19,11 +22,13 @@ from lthlib.theory.masked_network import LAWS, UniversalTicket
 from lthlib.theory.piecewise_linear import Univariate
 from lthlib.theory.univariate import Pruning
 from lthlib.theory.universal import Design, function_ticket
+from lthlib.theory.universality import least_squares
 
 SIZE = (10.8, 3.5)
 MOST = 20  # knots: more take longer than a slider may
 POINTS = 401
 LOW = 1e-5
+MADE = "made for the function"
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,36 @@ def universal_facts(*, text: str, knots: int, law: str = "uniform", seed: int = 
     )
 
 
+def readout_facts(ticket: UniversalTicket, name: str, text: str) -> UniversalFacts:
+    """The typed function read out from a given ticket's features by least squares; the ticket stays as it is.
+
+    Raises InputError for what `parse` refuses, unbounded functions, and a ticket of several inputs.
+    """
+    if ticket.inputs != 1:
+        raise InputError(f"ticket {name!r} has {ticket.inputs} inputs (valid here: 1)")
+    function = univariate(text)
+    x = np.linspace(0, 1, POINTS)
+    features, values = ticket.features(x[:, None]), function(x)
+    fit = least_squares(features, values)
+    readout = (
+        f"{text.strip()} read out from ticket {name}: largest error {fit.sup:.2g} on {POINTS} points, by "
+        f"{fit.parameters} readout numbers on {features.shape[1]} features; {ticket.kept:,} of "
+        f"{ticket.source_parameters:,} random parameters kept ({100 * ticket.density:.2g} %)"
+    )
+    return UniversalFacts(
+        readout=readout,
+        background=(text, name),
+        x=x,
+        function=values,
+        ticket=fit(features)[:, 0],
+        knots=np.array([]),
+        error=fit.sup,
+        line_error=math.nan,
+        kept=ticket.kept,
+        source=ticket.source_parameters,
+    )
+
+
 def draw_universal(figure: FigureBase, facts: UniversalFacts) -> Move:
     """Function and ticket, their difference, and the parameters kept."""
     low, high = float(facts.function.min()), float(facts.function.max())
@@ -114,7 +149,7 @@ def draw_universal(figure: FigureBase, facts: UniversalFacts) -> Move:
         ticket.set_data(now.x, now.ticket)
         knots.set_data(now.knots, np.full(len(now.knots), low - 0.6 * room))
         error.set_data(now.x, np.maximum(np.abs(now.function - now.ticket), LOW))
-        floor.set_ydata([max(now.line_error, LOW)] * 2)
+        floor.set_ydata([np.maximum(now.line_error, LOW)] * 2)
         bar.set_ydata([10, max(10, now.kept)])
         return (ticket, knots, error, floor, bar)
 
@@ -122,18 +157,41 @@ def draw_universal(figure: FigureBase, facts: UniversalFacts) -> Move:
 
 
 class UniversalExplorer(Explorer):
-    """Any function of x on [0, 1], typed as an expression, as a mask on a random network: error and size by knots."""
+    """Any function of x on [0, 1], typed as an expression, as a mask on a random network: error and size by knots.
 
-    def __init__(self, text: str = "sin(2*pi*x)") -> None:
-        first = {"text": text, "knots": 12, "law": "uniform", "seed": 0}
+    `tickets` by name: found earlier, of one input; the typed function is then read out linearly from their features.
+    """
+
+    def __init__(self, text: str = "sin(2*pi*x)", tickets: Mapping[str, UniversalTicket] | None = None) -> None:
+        self.tickets = dict(tickets or {})
+        first = {"text": text, "knots": 12, "law": "uniform", "seed": 0} | ({"ticket": MADE} if self.tickets else {})
         examples = shared(first, {"knots": 5}, {"knots": 12}, {"text": "abs(x - 0.3)*exp(x)", "knots": 20})
-        super().__init__("Universal explorer", self._controls, universal_facts, draw_universal, SIZE, examples)
+        super().__init__("Universal explorer", self._controls, self._facts, draw_universal, SIZE, examples)
+
+    @classmethod
+    def of_run(cls, folder: Path | str) -> "UniversalExplorer":
+        """The explorer with the tickets of one input that a finished run of notebook 04 saved.
+
+        Raises InputError where the folder holds none.
+        """
+        files = sorted((Path(folder) / "tickets").glob("*-ours-*.safetensors"))
+        if not files:
+            raise InputError(f"{str(folder)!r} holds no universal ticket (valid: a finished run of notebook 04)")
+        return cls(tickets={path.stem: UniversalTicket.load(path) for path in files})
+
+    def _facts(self, *, text: str, ticket: str = MADE, **settings: Any) -> UniversalFacts:
+        if ticket == MADE:
+            return universal_facts(text=text, **settings)
+        if ticket not in self.tickets:
+            raise unknown("ticket", ticket, (MADE, *self.tickets))
+        return readout_facts(self.tickets[ticket], ticket, text)
 
     def _controls(self) -> dict[str, controls.Widget]:
         more: dict[str, Any] = labelled("function of x")
-        return {
+        made = {
             "text": controls.Text(value=str(self.examples[0]["text"]), **more),
             "knots": whole_slider("knots", 2, MOST, 12),
             "law": dropdown("source law", LAWS),
             "seed": whole_slider("source seed", 0, 20, 0),
         }
+        return made | ({"ticket": dropdown("ticket", (MADE, *self.tickets))} if self.tickets else {})
