@@ -57,7 +57,7 @@ def test_each_worker_has_its_own_environment() -> None:
 def test_closing_ends_the_workers() -> None:
     events = in_workers(variable, ["LTH_PROBE"] * 3, [NOTHING])
     pids = [event.value[1] for event in (next(events), next(events), next(events)) if event.value]
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
 

@@ -77,6 +77,75 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command(short_help="Runs notebooks over a grid of parameters.")
+def sweep(
+    grid: Annotated[str, typer.Argument(metavar="GRID.yaml", help="Notebooks, and values for their parameters.")],
+    out: Out = "results",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one a GPU where there are any.")] = 1,
+    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    address: Annotated[str, typer.Option(help="Ray cluster: auto or HOST:PORT; none: one of this machine.")] = "",
+    gpus_per_run: Annotated[float, typer.Option(min=0, help="Ray: GPUs, or a share of one, for each run.")] = 0.0,
+    cpus_per_run: Annotated[float, typer.Option(min=0, help="Ray: cores for each run.")] = 1.0,
+    force: Annotated[bool, typer.Option("--force", help="Run again what is finished.")] = False,
+) -> None:
+    """Runs every combination of a grid into DIR/<grid>/<point>/<notebook>/, with one table, DIR/<grid>/sweep.parquet.
+
+    What is finished is skipped, so that the same command goes on where a sweep was stopped; what fails is named, and
+    the others go on. See `lth status`. A grid file: `notebooks: [00]`, `profile: quick`, `set: {keep: [0.5, 0.8]}`,
+    `seeds: 5`.
+    """
+    from lthlib.errors import unknown
+    from lthlib.workbook import board, ray_engine, runner
+    from lthlib.workbook import sweep as sweeps
+
+    if engine not in ("local", "ray"):
+        raise unknown("engine", engine, ("local", "ray"))
+    found = sweeps.load(grid)
+    planned = sweeps.runs(found, out)
+    tasks, folder = [run.task for run in planned], sweeps.folder_of(found, out)
+    runner.writable(folder)
+    devices = sorted({str(task.parameters.get("device", "auto")) for task in tasks})
+    if engine == "ray":
+        events = ray_engine.progress(
+            tasks, address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, force=force
+        )
+    else:
+        for device in devices:
+            runner.check_device(device)
+        events = runner.progress(tasks, jobs=jobs, force=force, gpus=runner.visible_gpus(devices), apart=True)
+    sweeps.write_plan(folder, planned)
+    state = board.Board(len(tasks))
+    try:
+        for _ in board.watch(events, state, {run.task.out_dir: run.name for run in planned}):
+            pass
+    except KeyboardInterrupt:
+        print(f"interrupted: {state.summary()}; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    table = sweeps.close(folder, planned)
+    print(*board.failures(state), f"{folder}: {state.summary()}", *([f"Table: {table}"] if table else []), sep="\n")
+    if state.count("failed"):
+        raise typer.Exit(1)
+
+
+@app.command(short_help="Says what is done, running, failed and left.")
+def status(
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="Folder of results, of a sweep or of one run.")
+    ] = "results",
+) -> None:
+    """Says of every run in DIR whether it is done, running, failed or left, one line each.
+
+    Exit code 1 where one has failed.
+    """
+    from lthlib.workbook.paths import project_path
+    from lthlib.workbook.status import status, summary
+
+    states = status(project_path(folder))
+    print(*states, summary(states), sep="\n")
+    if any(state.state == "failed" for state in states):
+        raise typer.Exit(1)
+
+
 @app.command(short_help="Lists notebooks and their parameters.")
 def notebooks() -> None:
     """Lists the notebooks and their parameters: type, default, what they are, and their limits."""
@@ -111,6 +180,37 @@ def report(out: Out = "results") -> None:
     if not written:
         raise InputError(f"{out!r} holds no results (make some with `lth run`)")
     print(*written, sep="\n")
+
+
+@app.command(short_help="Makes one claim of the kept results again.")
+def reproduce(
+    claim: Annotated[str, typer.Argument(metavar="CLAIM_ID", help="Such as LTH-1; see results/index.html.")],
+    profile: Annotated[str, typer.Option(help="Profile it was kept with; none: the one that took least time.")] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter, over the recorded one, such as data_dir=PATH."),
+    ] = None,
+    reference: Annotated[str, typer.Option(help="Folder of kept results.", metavar="DIR")] = "results/reference",
+    out: Out = "results/reproduced",
+    whole: Annotated[bool, typer.Option("--whole", help="Run the whole notebook, verdicts corrected.")] = False,
+) -> None:
+    """Makes one claim of a kept run again, from its recorded parameters, and prints old and new side by side.
+
+    Only what the claim needs is run. Exit code 0 where every digit agrees (or, with another processor, other versions
+    or other settings, the new estimate lies in the kept interval), 1 where not.
+    """
+    from lthlib.workbook import reproduce as room
+    from lthlib.workbook.paths import project_path
+
+    run, _ = room.find_claim(claim, project_path(reference), profile)
+    try:
+        found = room.reproduce(run, claim, settings or [], out, whole=whole)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(found.report())
+    if not found.agrees:
+        raise typer.Exit(1)
 
 
 @app.command(short_help="Keeps finished results for the record.")

@@ -22,6 +22,7 @@ from lthlib.workbook.parameters import RESERVED
 from lthlib.workbook.paths import project_root
 
 FILE = "manifest.json"
+PARTIAL = f".{{}}{PART}.ipynb"  # the notebook of that name while it is executed
 
 
 @cache

@@ -134,7 +134,11 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def _traces(folder: Path) -> bool:
-    return (folder / manifest.FILE).exists() or any(folder.glob("*.ipynb")) or any(folder.glob(".*.part.ipynb"))
+    return (
+        (folder / manifest.FILE).exists()
+        or any(folder.glob("*.ipynb"))
+        or any(folder.glob(manifest.PARTIAL.format("*")))
+    )
 
 
 def _run(folder: Path) -> dict[str, Any]:

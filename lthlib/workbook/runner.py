@@ -1,11 +1,12 @@
 """Runs notebooks: each once, under a lock, skipped where it is finished, with its results whole or named as failed."""
 
 import os
+import subprocess
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -97,35 +98,41 @@ def run_all(tasks: Sequence[Task], *, jobs: int = 1, force: bool = False) -> Ite
 
 
 def progress(
-    tasks: Sequence[Task], *, jobs: int = 1, force: bool = False, gpus: Sequence[str] = ()
-) -> Iterator[tuple[Task, Outcome | None]]:
+    tasks: Sequence[Task], *, jobs: int = 1, force: bool = False, gpus: Sequence[str] = (), apart: bool = False
+) -> Generator[tuple[Task, Outcome | None], None, None]:
     """As `run_all`, and says too what begins: each task with None, later with its outcome.
 
     What another process has under way is left for last, so that two runs of the same tasks share them. `gpus` are
-    values of CUDA_VISIBLE_DEVICES for the workers in turn; empty leaves that variable alone.
+    values of CUDA_VISIBLE_DEVICES for the workers in turn; empty leaves that variable alone. `apart`: a single job
+    runs in a worker too, so that Ctrl-C and a lack of memory hit it and not this process.
     """
+    slots: list[dict[str, str]] = []
+    if jobs > 1 or gpus or apart:
+        workers = min(jobs, len(tasks)) or 1
+        chosen = [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {} for slot in range(workers)]
+        slots = [{**shared_cores(workers), **gpu} for gpu in chosen]
     busy = []
-    for task, outcome in _each(tasks, partial(_run_task, force=force, patient=False), jobs, gpus):
+    for task, outcome in _each(tasks, partial(run_task, force=force, patient=False), slots):
         if outcome is not None and outcome.status == "busy":
             busy.append(task)
         else:
             yield task, outcome
-    yield from _each(busy, partial(_run_task, force=force, patient=True), jobs, gpus)
+    yield from _each(busy, partial(run_task, force=force, patient=True), slots)
 
 
 def _each(
-    tasks: Sequence[Task], work: "partial[Outcome]", jobs: int, gpus: Sequence[str]
-) -> Iterator[tuple[Task, Outcome | None]]:
-    if jobs == 1 and not gpus:
+    tasks: Sequence[Task], work: "partial[Outcome]", slots: Sequence[Mapping[str, str]]
+) -> Generator[tuple[Task, Outcome | None], None, None]:
+    """Each task's beginning and outcome: in workers with the environments `slots`, or here where there are none."""
+    if not slots:
         for task in tasks:
             yield task, None
             yield task, work(task)
         return
-    workers = min(jobs, len(tasks)) or 1
-    chosen = [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {} for slot in range(workers)]
-    for event in in_workers(work, tasks, [{**shared_cores(workers), **gpu} for gpu in chosen]):
-        task = tasks[event.index]
-        yield task, Outcome(task.name, "failed", 0.0, event.died) if event.died else event.value
+    with closing(in_workers(work, tasks, slots)) as events:
+        for event in events:
+            task = tasks[event.index]
+            yield task, Outcome(task.name, "failed", 0.0, event.died) if event.died else event.value
 
 
 def shared_cores(workers: int) -> dict[str, str]:
@@ -175,6 +182,26 @@ def check_device(device: str) -> None:
         raise InputError(f"device {device!r} is not here: torch sees {count} CUDA devices (valid: 'auto', 'cpu')")
 
 
+def visible_gpus(devices: Iterable[str]) -> list[str]:
+    """This machine's GPUs as values of CUDA_VISIBLE_DEVICES, to give each worker one; none where no run may use them.
+
+    `devices` are what the runs ask for. A run that names its GPU (`cuda:1`) is left to find it among all.
+    """
+    asked = set(devices)
+    if asked <= {"cpu"} or any(":" in device for device in asked):
+        return []
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is not None:
+        return [gpu.strip() for gpu in said.split(",") if gpu.strip() not in ("", "-1")]
+    try:
+        # Not by torch, which takes seconds and holds hundreds of megabytes in a process that only waits.
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return found.split()
+
+
 def writable(folder: Path) -> None:
     """Makes the folder; InputError unless a file can be written in it."""
     try:
@@ -188,7 +215,8 @@ def writable(folder: Path) -> None:
         ) from error
 
 
-def _run_task(task: Task, force: bool, patient: bool) -> Outcome:
+def run_task(task: Task, force: bool = False, patient: bool = True) -> Outcome:
+    """`run_notebook` for a task; what goes wrong is an outcome too, with one line that says why."""
     start = perf_counter()
     try:
         return run_notebook(task.notebook, task.parameters, task.out_dir, force=force, patient=patient)
@@ -207,9 +235,9 @@ def _run(notebook: Notebook, values: dict[str, Any], folder: Path, wanted: str) 
     writable(folder)
     started, start = datetime.now(UTC), perf_counter()
     changed = {name: value for name, value in values.items() if value != notebook.parameters[name].default}
-    partial = folder / f".{notebook.name}.part.ipynb"
-    execution = execute(notebook.path, changed, partial)
-    partial.replace(folder / f"{notebook.name}.ipynb")
+    executed = folder / manifest.PARTIAL.format(notebook.name)
+    execution = execute(notebook.path, changed, executed)
+    executed.replace(folder / f"{notebook.name}.ipynb")
     write_html(folder / f"{notebook.name}.html", folder / f"{notebook.name}.ipynb", images=notebook.path.parent)
     reason, verdicts = (execution.reason, {}) if execution.reason else _judge(folder)
     outcome = Outcome(notebook.name, "failed" if reason else "done", perf_counter() - start, reason, verdicts)

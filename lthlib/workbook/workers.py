@@ -6,7 +6,7 @@
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -33,7 +33,7 @@ def in_workers(
     work: Callable[[Item], Value],
     items: Sequence[Item],
     environments: Sequence[Mapping[str, str]],
-) -> Iterator[Event[Value]]:
+) -> Generator[Event[Value], None, None]:
     """Does `work` on each item, in as many processes as there are `environments`, and yields events as they come.
 
     Each process is a new Python with its environment's variables over this one's; work, items and values are pickled.

@@ -1,0 +1,272 @@
+"""A sweep: notebooks, run once for every combination of the values that a grid gives their parameters.
+
+A grid is a YAML file:
+
+    notebooks: [00]                      # numbers, names or paths
+    profile: quick                       # name or FILE.yaml; quick if not said
+    set:
+      learning_rate: [0.02, 0.05, 0.1]   # values for each parameter
+      model: [lenet-300-100, conv-2]
+    seeds: 5                             # replicates in every run; as `set: {seeds: [5]}`
+
+A notebook is combined over those parameters that it has. Each run has a folder of its own,
+`DIR/<grid>/<point>/<notebook>/`, named by its values.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lthlib.errors import InputError, unknown
+from lthlib.store import key, write_atomically, write_json
+from lthlib.workbook import manifest
+from lthlib.workbook.notebooks import read
+from lthlib.workbook.parameters import RESERVED, Parameter
+from lthlib.workbook.paths import project_path
+from lthlib.workbook.plan import plan
+from lthlib.workbook.runner import Task
+from lthlib.workbook.values import read_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PLAN, TABLE = "sweep.json", "sweep.parquet"
+KEYS = ("notebooks", "profile", "set", "seeds")
+MOST = 10_000  # runs; more is a slip of the pen
+LONGEST = 100  # characters of a folder's name
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid file says; `values` are the values to try of each parameter."""
+
+    name: str
+    notebooks: tuple[str, ...]
+    profile: str = "quick"
+    values: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep: the `point` of the grid that it is at, the values that make it so, and what to do."""
+
+    point: str
+    values: dict[str, Any]
+    task: Task
+
+    @property
+    def name(self) -> str:
+        """What it is called: its place in the sweep's folder."""
+        return f"{self.point}/{self.task.name}"
+
+
+def load(path: Path | str) -> Grid:
+    """The grid in a file; InputError where it says more or less than a grid may."""
+    path = Path(path)
+    if path.suffix not in (".yaml", ".yml") or not re.fullmatch(r"\w[\w.-]*", path.stem):
+        raise InputError(f"{str(path)!r} is no grid (valid: FILE.yaml; letters, digits, '_', '-' and '.')")
+    try:
+        found = read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the grid {str(path)!r}: {error.strerror} (valid: a YAML file)") from error
+    except ValueError as error:
+        raise InputError(f"grid {path.name}: {error}") from error
+    return parse(found, path.stem)
+
+
+def parse(found: object, name: str) -> Grid:
+    """The grid that a YAML value describes; raises InputError as `load` does."""
+    where = f"grid {name}"
+    if not isinstance(found, dict):
+        raise InputError(f"{where}: expected a mapping with the keys {', '.join(KEYS)}, got {ascii(found)[:60]}")
+    for key_ in found:
+        if key_ not in KEYS:
+            raise InputError(f"{where}: {unknown('key', key_, KEYS)}")
+    notebooks = found.get("notebooks")
+    if not isinstance(notebooks, list) or not notebooks or not all(isinstance(one, str | int) for one in notebooks):
+        raise InputError(
+            f"{where}: notebooks: {ascii(notebooks)[:60]} is no list of notebooks (valid: such as [00, 01])"
+        )
+    profile = found.get("profile", "quick")
+    if not isinstance(profile, str):
+        raise InputError(f"{where}: profile: {ascii(profile)[:60]} is no name (valid: such as quick, or FILE.yaml)")
+    values = found.get("set")
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(one, str) for one in values):
+        raise InputError(f"{where}: set: {ascii(values)[:60]} is no mapping of names to lists of values")
+    if "seeds" in found:
+        if "seeds" in values:
+            raise InputError(f"{where}: seeds are given twice (valid: as a key, or in set)")
+        seeds = found["seeds"]
+        values = {**values, "seeds": seeds if isinstance(seeds, list) else [seeds]}
+    for one, tried in values.items():
+        if not isinstance(tried, list) or not tried:
+            raise InputError(f"{where}: set: {one}: {ascii(tried)[:60]} is no list of values (valid: such as [1, 2])")
+    return Grid(name, tuple(str(one) for one in notebooks), profile, values)
+
+
+def runs(grid: Grid, out: str, folder: Path | None = None) -> list[Run]:
+    """All runs of a grid, notebook by notebook, the last parameter moving fastest; nothing is run yet.
+
+    `folder` holds the notebooks and `profiles/`, as for `plan`. Raises InputError with a line for each mistake.
+    """
+    tasks = plan(grid.notebooks, grid.profile, [], out, folder)
+    parameters = {task.name: read(task.notebook).parameters for task in tasks}
+    problems, checked = [], {}
+    known = sorted({name for found in parameters.values() for name in found} - RESERVED.keys())
+    for name, tried in grid.values.items():
+        if name in RESERVED:
+            problems.append(f"grid {grid.name}: {name} is filled by the runner (use {RESERVED[name]})")
+        elif name not in known:
+            problems.append(f"grid {grid.name}: {unknown('parameter', name, known)}")
+        for task in tasks if name in known else ():
+            if name in parameters[task.name]:
+                checked[task.name, name] = _check(parameters[task.name][name], tried, f"{task.name}: ", problems)
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
+    count = sum(prod(len(tried) for (of, _), tried in checked.items() if of == task.name) for task in tasks)
+    if count > MOST:
+        raise InputError(f"grid {grid.name}: {count:,} runs are too many (valid: at most {MOST:,})")
+    found = []
+    for task in tasks:
+        axes = {name: tried for (of, name), tried in checked.items() if of == task.name}
+        for chosen in product(*axes.values()):
+            values = dict(zip(axes, chosen, strict=True))
+            point = point_name(values)
+            out_dir = Path(out, grid.name, point, task.name).as_posix()
+            filled = {"out_dir": out_dir} if "out_dir" in parameters[task.name] else {}
+            found.append(Run(point, values, Task(task.notebook, {**task.parameters, **values, **filled}, out_dir)))
+    return found
+
+
+def _check(parameter: Parameter, tried: Sequence[object], where: str, problems: list[str]) -> list[Any]:
+    values: list[Any] = []
+    for value in tried:
+        try:
+            checked = parameter.check(value)
+        except InputError as error:
+            problems.extend(where + line for line in str(error).splitlines())
+            continue
+        if checked in values:
+            problems.append(f"{where}{parameter.name}: {ascii(checked)[:60]} is given twice")
+        values.append(checked)
+    return values
+
+
+def point_name(values: Mapping[str, Any]) -> str:
+    """A folder's name for a point: `name=value,...`; what no folder's name can say plainly is told apart by a key.
+
+    Capitals count as that: some file systems take them for small letters.
+    """
+    if not values:
+        return "all"
+    text = ",".join(f"{name}={_plain(value)}" for name, value in values.items())
+    if (
+        all(_is_plain(value) for value in values.values())
+        and text.isascii()
+        and text == text.lower()
+        and len(text) <= LONGEST
+    ):
+        return text
+    safe = re.sub(r"[^\w.,=+-]+", "-", text, flags=re.ASCII)[: LONGEST - 17]
+    return f"{safe}-{key(values)}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "+".join(map(_plain, value)) if isinstance(value, list) else str(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        # What is joined by + must hold none itself, and [] would leave nothing to see.
+        return bool(value) and all(isinstance(one, str) and "+" not in one and _is_plain(one) for one in value)
+    return isinstance(value, bool | int | float) or (
+        isinstance(value, str) and bool(re.fullmatch(r"[\w.+-]+", value, re.ASCII))
+    )
+
+
+def write_plan(folder: Path, planned: Sequence[Run]) -> None:
+    """Writes `sweep.json`: every run, by point and notebook, with its values. `lth status` reads what is left there."""
+    record = [
+        {"point": run.point, "notebook": run.task.name, "values": manifest.portable(run.values)} for run in planned
+    ]
+    write_json(folder / PLAN, {"runs": record})
+
+
+def read_plan(folder: Path) -> list[tuple[str, str]]:
+    """Point and notebook of every run of the sweep in `folder`; InputError where there is no readable plan."""
+    try:
+        planned = json.loads((folder / PLAN).read_text(encoding="utf-8"))["runs"]
+        found = [(run["point"], run["notebook"]) for run in planned]
+        if all(isinstance(name, str) and Path(name).name == name for pair in found for name in pair):
+            return found
+        raise ValueError("a name that is no folder's")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{str(folder / PLAN)!r} is no readable plan: {error} (run the sweep again)") from error
+
+
+def write_table(folder: Path, planned: Sequence[Run]) -> Path | None:
+    """Writes the metrics of all finished runs as one tidy table, `sweep.parquet`; None where no run has finished.
+
+    In the order of the plan. Before its own columns each run's rows get `point`, `profile`, `notebook` and a column
+    `set_NAME` for each parameter of the grid; lists and mappings are JSON.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = list(dict.fromkeys(name for run in planned for name in run.values))
+    tables = [_rows(run, names) for run in planned if _finished(run.task.folder)]
+    if not tables:
+        return None
+    # The pandas metadata names library versions.
+    table = pa.Table.from_pandas(pd.concat(tables, ignore_index=True), preserve_index=False).replace_schema_metadata(
+        None
+    )
+    write_atomically(folder / TABLE, partial(pq.write_table, table, compression="zstd"))
+    return folder / TABLE
+
+
+def _finished(folder: Path) -> bool:
+    facts = manifest.read(folder)
+    return facts is not None and facts["status"] == "finished" and manifest.whole(folder, facts)
+
+
+def _rows(run: Run, names: Sequence[str]) -> "pd.DataFrame":
+    from lthlib.evidence.results import read_metrics
+
+    # The folder is this machine's affair; the point says the same.
+    found = read_metrics(run.task.folder).drop(columns="folder")
+    said = {"point": run.point, "profile": run.task.parameters.get("profile", ""), "notebook": run.task.name}
+    chosen = {f"set_{name}": _cell(run.values.get(name)) for name in names}
+    found = found.drop(columns=[name for name in (*said, *chosen) if name in found.columns])
+    for place, (name, value) in enumerate({**said, **chosen}.items()):
+        found.insert(place, name, value)
+    return found
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def close(folder: Path, planned: Sequence[Run]) -> Path | None:
+    """Gathers what has finished so far: a page for each point, and the table, whose path it returns."""
+    from lthlib.workbook.report import run_folders, write_index
+
+    for point in dict.fromkeys(folder / run.point for run in planned):
+        if point.is_dir() and run_folders(point):
+            write_index(point)
+    return write_table(folder, planned)
+
+
+def folder_of(grid: Grid, out: str) -> Path:
+    """The folder of a grid's results."""
+    return project_path(Path(out, grid.name))
