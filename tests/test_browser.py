@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     places = {f"JUPYTER_{name}_DIR": str(private / name.lower()) for name in names}
     places |= {"IPYTHONDIR": str(private / "ipython"), "JUPYTERLAB_SETTINGS_DIR": str(private / "settings")}
     places |= {"JUPYTERLAB_WORKSPACES_DIR": str(private / "workspaces"), "PYTHONPATH": str(ROOT)}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
         "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={TOKEN}",
@@ -102,12 +101,25 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     ]  # fmt: skip
     # The kernels' figures must reach the page, and MPLBACKEND=agg of the tests would keep them from it.
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"} | places
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    with served(arguments, environment, f"{address}/api/status?token={TOKEN}", folder / "log"):
+        yield address, folder
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def served(arguments: list[str], environment: dict[str, str], url: str, log: Path) -> Iterator[None]:
+    """A server that answers at `url`, until the block ends."""
+    with log.open("wb") as lines:
+        server = subprocess.Popen(arguments, env=environment, stdout=lines, stderr=lines)
         try:
-            address = f"http://127.0.0.1:{port}"
-            _wait_for(f"{address}/api/status?token={TOKEN}", server, folder / "log")
-            yield address, folder
+            _wait_for(url, server, log)
+            yield
         finally:
             server.terminate()
             server.wait(60)
@@ -264,6 +276,34 @@ def test_each_notebook_runs_and_its_explorer_moves(path: Path, browser: Any, lab
         explorer.scroll_into_view_if_needed(timeout=5000)
         page.screenshot(path=lab[1] / f"{path.stem}.png")
     page.close()
+
+
+def test_the_dashboard_opens_its_tabs(browser: Any, tmp_path: Path) -> None:
+    pytest.importorskip("voila", reason="Voila is not installed (./run_all.sh app installs it)")
+    port = free_port()
+    book = str(ROOT / "lthlib" / "evidence" / "widgets" / "dashboard.ipynb")
+    arguments = [
+        sys.executable,
+        "-m",
+        "voila",
+        book,
+        "--no-browser",
+        f"--port={port}",
+        "--Voila.ip=127.0.0.1",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    with served(arguments, environment, f"http://127.0.0.1:{port}/voila/static/voila.js", tmp_path / "log"):
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"http://127.0.0.1:{port}/", wait_until="domcontentloaded")
+        page.locator(".lth-explorer").first.wait_for()
+        page.locator(".lm-TabBar-tab:has-text('Subset sums')").click()
+        own = SubsetSumExplorer()
+        explorer = page.locator(".lth-explorer:visible")
+        explorer.locator(".lth-readout").wait_for()
+        assert press(page, explorer, "ArrowRight", 3) == own.readout(**{**own.examples[0], "n": 15})
+        page.screenshot(path=tmp_path / "dashboard.png")
+        page.close()
 
 
 def test_the_server_wants_its_token_and_listens_here_only(lab: tuple[str, Path]) -> None:
