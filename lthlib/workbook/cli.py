@@ -146,6 +146,26 @@ def status(
         raise typer.Exit(1)
 
 
+@app.command(short_help="Says whether this machine is ready.")
+def doctor(
+    out: Out = "results",
+    data_dir: Annotated[str, typer.Option(help="Where data sets lie.", metavar="DIR")] = "data",
+) -> None:
+    """Looks at versions, device, free disk and memory, write access and the data sets that are there, one line each.
+
+    Exit code 1 where something is not well.
+    """
+    from lthlib.workbook.doctor import examine
+    from lthlib.workbook.paths import project_path
+
+    well = True
+    for finding in examine(project_path(out), project_path(data_dir)):
+        print(finding, flush=True)
+        well = well and finding.well
+    if not well:
+        raise typer.Exit(1)
+
+
 @app.command(short_help="Lists notebooks and their parameters.")
 def notebooks() -> None:
     """Lists the notebooks and their parameters: type, default, what they are, and their limits."""

@@ -55,7 +55,7 @@ def write_report(path: Path) -> None:
 def usage() -> dict[str, Any]:
     """Device, threads and peak memory of this process so far; memory in bytes, device memory as torch allocated it."""
     torch = sys.modules.get("torch")
-    found: dict[str, Any] = {"device": _processor(), "peak_memory_bytes": peak_memory()}
+    found: dict[str, Any] = {"device": processor(), "peak_memory_bytes": peak_memory()}
     if torch is None:
         return found
     found["threads"] = torch.get_num_threads()
@@ -80,7 +80,8 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name as the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
