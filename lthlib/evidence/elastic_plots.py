@@ -18,6 +18,7 @@ from lthlib.evidence.style import (
     error_bars,
     legend,
     looks,
+    mean_points,
     need,
     note,
     ordered,
@@ -66,7 +67,7 @@ def cost_curve(
         look = looks(ordered(rows[route]))
         counts = set()
         for name, part in parts_by(rows, route):
-            groups = [(at, mean_interval(per_replicate(some, y, replicate))) for at, some in part.groupby("targets")]
+            groups = mean_points(part, "targets", y, replicate)
             counts |= {one.n for _, one in groups}
             colour, marker, line = look[name]
             axes.plot(
@@ -137,10 +138,7 @@ def accuracy_along_lines(
         counts = set()
         for one, (kind, part) in zip(axes, parts, strict=True):
             for name, line in parts_by(part, path):
-                points = [
-                    (at, mean_interval(per_replicate(some, "accuracy", replicate)))
-                    for at, some in line.groupby("alpha")
-                ]
+                points = mean_points(line, "alpha", "accuracy", replicate)
                 counts |= {found.n for _, found in points}
                 colour, marker, dash = look[name]
                 at = [where for where, _ in points]

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLo
 
 from lthlib.errors import InputError
 from lthlib.evidence.grids import bars, image_grid, layer_densities, matrix, verdict_table
-from lthlib.evidence.intervals import Interval, mean_interval, paired_difference
+from lthlib.evidence.intervals import mean_interval, paired_difference
 from lthlib.evidence.style import (
     BLACK,
     LABELS,
@@ -28,11 +28,11 @@ from lthlib.evidence.style import (
     error_bars,
     legend,
     looks,
+    mean_points,
     need,
     note,
     ordered,
     parts_by,
-    per_replicate,
     style,
 )
 
@@ -168,7 +168,7 @@ def law(
         look = looks(ordered(rows[hue]))
         counts, missing = set(), 0
         for name, part in parts_by(rows, hue):
-            points = _points(part, x, y, None, replicate)
+            points = mean_points(part, x, y, replicate)
             shown = [(at, one) for at, one in points if not log or one.estimate > 0]
             missing += len(points) - len(shown)
             counts |= {one.n for _, one in shown}
@@ -243,12 +243,6 @@ def energy_compaction(
     return figure
 
 
-def _points(rows: pd.DataFrame, x: str, y: str, group: str | None, replicate: str) -> list[tuple[float, Interval]]:
-    parts = rows.groupby(group or x, observed=True)
-    points = [(float(part[x].mean()), mean_interval(per_replicate(part, y, replicate))) for _, part in parts]
-    return sorted((point for point in points if point[1].n), key=lambda point: point[0])
-
-
 Panels = list[tuple[Axes, pd.DataFrame, str]]
 
 
@@ -273,7 +267,7 @@ def _lines(
     counts = set()
     for axes, rows, _ in panels:
         for name, part in parts_by(rows, hue):
-            points = _points(part, x, y, group, replicate)
+            points = mean_points(part, x, y, replicate, group)
             if not points:
                 continue
             colour, marker, line = look[name]

@@ -1,7 +1,6 @@
 """Figures of strong tickets: laws of subset sums over measured points, transitions, and accuracy against density."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,11 +18,11 @@ from lthlib.evidence.style import (
     error_bars,
     legend,
     looks,
+    mean_points,
     need,
     note,
     ordered,
     parts_by,
-    per_replicate,
     style,
 )
 
@@ -161,10 +160,7 @@ def accuracy_against_density(
         counts = set()
         for name, part in parts_by(rows, hue):
             colour, mark, dash = look[name]
-            points = [
-                (float(rows["density"].mean()), mean_interval(per_replicate(rows, value, replicate)))
-                for _, rows in part.groupby("at")
-            ]
+            points = mean_points(part, "density", value, replicate, "at")
             counts |= {one.n for _, one in points}
             error_bars(axes, points, colour=colour, marker=mark, label=str(name), log=log)
             if name in lines:
@@ -197,11 +193,9 @@ def _lines(
 ) -> tuple[int, set[int]]:
     look, missing, counts = looks(ordered(frame[hue])), 0, set()
     for name, part in parts_by(frame, hue):
-        found: list[tuple[float, Any]] = [
-            (float(at), mean_interval(per_replicate(group, y, replicate))) for at, group in part.groupby(x)
-        ]
+        found = mean_points(part, x, y, replicate)
         shown = [(at, one) for at, one in found if np.isfinite(one.estimate) and (not log or one.estimate > 0)]
-        missing += len(found) - len(shown)
+        missing += part[x].nunique() - len(shown)
         counts |= {one.n for _, one in shown}
         colour, mark, dash = look[name]
         label = f"{before}{name:g}" if isinstance(name, float) else f"{before}{name}"

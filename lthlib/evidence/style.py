@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lthlib.errors import InputError, unknown
-from lthlib.evidence.intervals import Interval
+from lthlib.evidence.intervals import Interval, mean_interval
 
 Replicates = Sequence[float] | np.ndarray | pd.Series
 
@@ -180,6 +180,18 @@ def parts_by(frame: pd.DataFrame, column: str) -> list[tuple[Any, pd.DataFrame]]
 def per_replicate(rows: pd.DataFrame, value: str, replicate: str) -> np.ndarray:
     """One number a replicate: the mean of its rows, so that two rows of one seed never count as two samples."""
     return rows.groupby(replicate, observed=True)[value].mean().dropna().to_numpy(float)
+
+
+def mean_points(
+    rows: pd.DataFrame, x: str, y: str, replicate: str, group: str | None = None
+) -> list[tuple[float, Interval]]:
+    """Mean x and the mean of y with its 95 % t interval over replicates, for each value of `group` (default x), by x.
+
+    Groups without a finite y are left out.
+    """
+    parts = rows.groupby(group or x, observed=True)
+    points = [(float(part[x].mean()), mean_interval(per_replicate(part, y, replicate))) for _, part in parts]
+    return sorted((point for point in points if point[1].n), key=lambda point: point[0])
 
 
 def caption(counts: set[int], replicate: str) -> str:
