@@ -77,7 +77,12 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_json(path: Path | str, value: object) -> None:
     """Writes `value` as indented JSON, atomically; NaN and infinities are refused with ValueError."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: object) -> str:
+    """What `write_json` writes: a file that holds the same value in other bytes has been changed since."""
+    return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _ignore(_: object) -> None:
@@ -170,7 +175,10 @@ def seal(folder: Path) -> None:
 
 def verify(folder: Path) -> None:
     """Raises InputError, naming the file, unless every sealed file of the folder is there unchanged."""
-    sealed = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+    text = (folder / "checksums.json").read_text(encoding="utf-8")
+    sealed = json.loads(text)
+    if text != json_text(sealed):
+        raise InputError(f"{str(folder / 'checksums.json')!r} is not as it was written")
     for name, digest in sealed.items():
         if not (folder / name).is_file() or checksum(folder / name) != digest:
             raise InputError(f"{str(folder / name)!r} is missing or differs from its checksum")

@@ -226,7 +226,7 @@ def test_status_tells_done_running_failed_left_and_damaged(lth: Any) -> None:
         code, out, _, _ = lth("status", "results")
     assert code == 1
     assert out.splitlines() == [
-        "left     g/density=0.1,seeds=2/ok  (damaged: the next run makes it anew)",
+        "left     g/density=0.1,seeds=2/ok  (damaged, or of an earlier version: the next run makes it anew)",
         "running  g/density=0.2,seeds=2/ok",
         "failed   g/all/broken  (ValueError: no)",
         "0 done, 1 running, 1 failed, 1 left, of 3",

@@ -16,7 +16,7 @@ from typing import Any
 
 import lthlib
 from lthlib.errors import InputError
-from lthlib.store import PART, checksum, key, write_json
+from lthlib.store import PART, checksum, json_text, key, write_json
 from lthlib.workbook.notebooks import Notebook
 from lthlib.workbook.parameters import RESERVED
 from lthlib.workbook.paths import project_root
@@ -83,9 +83,13 @@ def portable(value: Any) -> Any:
 
 
 def write(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes the manifest with the checksums of the folder's files; last of all, for it marks the folder as whole."""
+    """Writes the manifest with the checksums of the folder's files; last of all, for it marks the folder as whole.
+
+    `seal` is the manifest's own checksum, of all that it says besides.
+    """
     files = {path.relative_to(folder).as_posix(): checksum(path) for path in result_files(folder)}
-    write_json(folder / FILE, {**facts, "files": files})
+    said = {**facts, "files": files}
+    write_json(folder / FILE, {**said, "seal": key(said)})
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -106,10 +110,13 @@ def finished(folder: Path, wanted: str) -> dict[str, Any] | None:
 
 
 def whole(folder: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether every file that the manifest lists is still what it was."""
+    """Whether the manifest with these facts, and every file that it lists, is still what it was."""
+    said = {name: value for name, value in facts.items() if name != "seal"}
     try:
+        if facts.get("seal") != key(said) or (folder / FILE).read_text(encoding="utf-8") != json_text(facts):
+            return False
         return all(checksum(folder / name) == digest for name, digest in facts["files"].items())
-    except OSError:
+    except (OSError, ValueError, TypeError):
         return False
 
 

@@ -67,7 +67,7 @@ def _state(path: Path, folder: Path) -> State:
     if facts["status"] != "finished":
         return State(name, "failed", str(facts.get("reason", "")))
     if not manifest.whole(path, facts):
-        return State(name, "left", "damaged: the next run makes it anew")
+        return State(name, "left", "damaged, or of an earlier version: the next run makes it anew")
     verdicts = facts.get("verdicts")
     said = [f"{count} {verdict}" for verdict, count in verdicts.items()] if isinstance(verdicts, dict) else []
     return State(name, "done", ", ".join([*([took] if took else []), *said]))
