@@ -203,8 +203,7 @@ def test_explorers_move_train_cancel_and_survive_a_reload(browser: Any, lab: tup
     page.screenshot(path=lab[1] / "explorers.png")
 
     tickets.locator("button:has-text('Train')").click()
-    tickets.locator("text=/trained: [0-9.]+ %/").wait_for()
-    assert "trained here at 6.31 %" in tickets.locator(".lth-readout").inner_text()
+    tickets.locator(".lth-readout:has-text('trained here at 6.31 %')").wait_for()
     tickets.scroll_into_view_if_needed()
     page.screenshot(path=lab[1] / "trained.png")
 
