@@ -332,7 +332,7 @@ def draw_ticket(figure: FigureBase, facts: TicketFacts) -> Move:
 
     extent = float(np.nanmax(np.abs(facts.dense))) or 1.0
     scale: dict[str, Any] = {"cmap": "PuOr", "vmin": -extent, "vmax": extent, "interpolation": "nearest"}
-    left = picture_axes(figure, (0.605, 0.1, 0.12, 0.72), "share kept (black: most)")
+    left = picture_axes(figure, (0.605, 0.1, 0.12, 0.72), "kept (black: most)")
     mask = left.imshow(facts.mask, cmap="gray_r", vmin=0, vmax=max(float(facts.mask.max()), 1e-9),
                        interpolation="nearest")  # fmt: skip
     middle = picture_axes(figure, (0.74, 0.1, 0.12, 0.72), "dense weights")
