@@ -63,7 +63,8 @@ def _join(ray: Any, address: str) -> bool:
         else:
             # A cluster of this machine alone, to be reached from this machine alone.
             ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:
+        # Of many kinds, a plain Exception among them; all mean that there is no cluster.
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"no Ray cluster at {address or 'this machine'!r}: {line} (valid: auto, HOST:PORT)") from error
     return True
