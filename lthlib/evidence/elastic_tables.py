@@ -83,8 +83,8 @@ def beside(tasks: Sequence[Callable[[], Value]], device: str) -> list[Value]:
     return list(values_of([partial(run, task) for task in tasks], pick_device(device)))
 
 
-def chains(names: Iterable[str], setting: Setting) -> dict[str, list[Chain]]:
-    """Iterative magnitude pruning of each network: by name, one chain a seed."""
+def chains(names: Iterable[str], setting: Setting, basis: str = "canonical") -> dict[str, list[Chain]]:
+    """Iterative magnitude pruning of each network, in the bases of a rule: by name, one chain a seed."""
     listed = list(dict.fromkeys(names))
 
     def work(name: str, seed: int) -> Chain:
@@ -92,8 +92,9 @@ def chains(names: Iterable[str], setting: Setting) -> dict[str, list[Chain]]:
         options: dict[str, Any] = {"device": setting.device, "store": setting.store}
         start = setting.pruning.rewind_step
         dense = magnitude.train_dense(initial, setting.recipe, setting.dataset, [seed], rewind_step=start, **options)
+        seen = magnitude.in_basis(dense, basis)
         return list(
-            magnitude.iterative_magnitude_pruning(dense, setting.recipe, setting.dataset, setting.pruning, **options)
+            magnitude.iterative_magnitude_pruning(seen, setting.recipe, setting.dataset, setting.pruning, **options)
         )
 
     tasks = [partial(work, name, seed) for name in listed for seed in setting.seeds]
