@@ -4,6 +4,12 @@ Every test here is read off a two-sided 95 % interval: "supported" means that th
 says, "not supported" that the whole interval lies outside, anything else is "inconclusive". Each direction therefore
 errs at most 2.5 % of the time, both together 5 %; the p-values are doubled one-sided ones, so that p < 0.05 says the
 same as the interval, and Holm's correction over a notebook's claims can be applied to them.
+
+Power, the probability that a true claim is found supported, with the effect in standard deviations of a replicate's
+difference: for one claim at n = 5, 0.59 at an effect of 1.3 and 0.91 at 2; at n = 3, 0.47 at 2 and 0.91 at 4; for the
+first of ten claims of a notebook at n = 5, 0.37 at 2 and 0.95 at 4. So `inconclusive` at few replicates says little.
+The tests take replicates for normal: with heavy tails they keep to their 5 %, but where replicates are as skewed as
+exponential ones they err about 12 % of the time.
 """
 
 import math
