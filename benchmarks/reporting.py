@@ -24,9 +24,10 @@ class Timing:
 class Row:
     """One measured figure.
 
-    `limit` is what the same run measured beside it (the best that this machine could do, or the plain way), in the
-    row's own unit. `goal` is a readable bound, such as ">= 0.7" or "<= 15": on the ratio value / limit where there is
-    a limit, on the value otherwise. A figure without a goal misses none.
+    `limit` is what the same run measured beside it (the best that this machine could do, or what it is compared with),
+    in the row's own unit. `goal` is a readable bound, such as ">= 0.7" or "<= 15": on the ratio value / limit where
+    there is a limit, on the value otherwise. `plain` is the same work as users would write it, in the same unit, and
+    `plain_goal` a bound on `times`. A figure without a goal misses none.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Row:
     unit: str
     limit: float | None = None
     goal: str | None = None
+    plain: float | None = None
+    plain_goal: str | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -41,13 +44,17 @@ class Row:
         return None if self.limit is None else self.value / self.limit
 
     @property
+    def times(self) -> float | None:
+        """How many times faster than the plain way: plain / value of times, value / plain of rates."""
+        if self.plain is None:
+            return None
+        return self.plain / self.value if self.unit in ("s", "ms") else self.value / self.plain
+
+    @property
     def met(self) -> bool:
-        """Whether the goal holds."""
-        if self.goal is None:
-            return True
-        sign, bound = self.goal.split()
+        """Whether the goals hold."""
         measured = self.value if self.ratio is None else self.ratio
-        return {">=": operator.ge, "<=": operator.le}[sign](measured, float(bound))
+        return _holds(measured, self.goal) and _holds(self.times, self.plain_goal)
 
     def record(self) -> dict[str, object]:
         """The row as it stands in the JSON file."""
@@ -58,6 +65,9 @@ class Row:
             "limit": self.limit,
             "ratio": self.ratio,
             "goal": self.goal,
+            "plain": self.plain,
+            "times": self.times,
+            "plain_goal": self.plain_goal,
             "met": self.met,
         }
 
@@ -96,7 +106,10 @@ def machine() -> str:
 def report(rows: Iterable[Row], json_file: Path | None = None) -> None:
     """Prints the machine and the rows as a table and, if a file is named, writes the list of rows to it."""
     rows = list(rows)
-    columns = ["name", "value", "unit", "limit", "ratio", "goal", "met"]
+    columns = ["name", "value", "unit", "limit", "ratio", "goal"]
+    if any(row.plain is not None for row in rows):
+        columns += ["plain", "times", "plain_goal"]
+    columns.append("met")
     table = [columns, *([_cell(row.record()[column]) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print(machine())
@@ -105,6 +118,13 @@ def report(rows: Iterable[Row], json_file: Path | None = None) -> None:
         print("  ".join(cells).rstrip())
     if json_file is not None:
         json_file.write_text(json.dumps([row.record() for row in rows], indent=1) + "\n")
+
+
+def _holds(measured: float | None, goal: str | None) -> bool:
+    if goal is None or measured is None:
+        return True
+    sign, bound = goal.split()
+    return {">=": operator.ge, "<=": operator.le}[sign](measured, float(bound))
 
 
 def _cell(value: object) -> str:

@@ -9,7 +9,8 @@ import statistics
 import time
 
 import torch
-from reporting import Row, parser, report, timing
+from limits import gemm_rate
+from reporting import Row, parser, report
 
 from lthlib.data import Dataset, Split
 from lthlib.finders.magnitude import initial_tickets, randomly_masked
@@ -28,13 +29,6 @@ def mnist_shaped(examples: int, validation: int = 100) -> Dataset:
 
     parts = split(examples), split(validation), split(validation)
     return Dataset("mnist-shaped", *parts, classes=10, mean=(127.5,), std=(73.9,), augmentation="none")
-
-
-def gemm_rate(size: int = 2048, repeats: int = 7) -> float:
-    """GFLOP/s of a square float32 matrix product, the median of `repeats`."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    a @ b
-    return 2 * size**3 / timing(lambda: a @ b, repeats).wall / 1e9
 
 
 def seconds_an_epoch(dataset: Dataset, replicates: int, batch: int, density: float, epochs: int) -> float:

@@ -107,12 +107,13 @@ def readme_block(runs: Sequence[Run]) -> str:
     return "\n".join([*lines, END])
 
 
-def with_block(text: str, block: str) -> str:
-    """`text` with what stands between its markers, and the markers, replaced by `block`; InputError without markers."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"the README has no place for the ledger (valid: a line {BEGIN!r} and, below it, {END!r})")
+def with_block(text: str, block: str, begin: str = BEGIN, end: str = END) -> str:
+    """`text` with what stands between two markers, and the markers, replaced by `block`; InputError without markers."""
+    before, first, rest = text.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        name = begin.strip("<!-> ").removesuffix(":begin")
+        raise InputError(f"the README has no place for the {name} (valid: a line {begin!r} and, below it, {end!r})")
     return before + block + after
 
 
@@ -121,20 +122,20 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w-]+", "-", text)
 
 
+def plain(text: str) -> str:
+    """`text` as Markdown shows it letter by letter."""
+    return re.sub(r"([\\|*_$`<>\[\]])", r"\\\1", text)
+
+
 def _row(run: Run, claim: dict[str, Any]) -> list[str]:
     low, high = map(short_number, claim["ci"])
-    link = f"[{_plain(claim['id'])}](results/index.html#{run.claim_anchor(claim['id'])})"
+    link = f"[{plain(claim['id'])}](results/index.html#{run.claim_anchor(claim['id'])})"
     estimate = f"{short_number(claim['estimate'])} [{low}, {high}]"
-    return [link, _plain(claim["claim"]), _plain(claim["source"]), estimate, str(claim["n"]), claim["verdict"]]
+    return [link, plain(claim["claim"]), plain(claim["source"]), estimate, str(claim["n"]), claim["verdict"]]
 
 
 def _datasets(run: Run) -> str:
-    return _plain(", ".join(dict.fromkeys(claim["dataset"] for claim in run.claims)))
-
-
-def _plain(text: str) -> str:
-    """`text` as Markdown shows it letter by letter."""
-    return re.sub(r"([\\|*_$`<>\[\]])", r"\\\1", text)
+    return plain(", ".join(dict.fromkeys(claim["dataset"] for claim in run.claims)))
 
 
 def _setting(value: Any) -> str:

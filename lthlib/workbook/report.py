@@ -12,6 +12,7 @@ from lthlib.workbook import manifest
 from lthlib.workbook.ledger import kept_runs, readme_block, with_block
 from lthlib.workbook.ledger_page import ledger_page
 from lthlib.workbook.paths import project_root
+from lthlib.workbook.performance import FILE, with_table
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -107,7 +108,8 @@ def write_index(folder: Path) -> Path:
 def write_ledger(out: Path) -> list[Path]:
     """Writes `out`/index.html over the runs kept in `out`/reference; returns what was written, [] where none are kept.
 
-    Where `out` is the project's own folder of results, the block in its README too. Raises InputError for damaged runs.
+    Where `out` is the project's own folder of results, the blocks in its README too. Raises InputError for damaged
+    runs.
     """
     runs = kept_runs(out / "reference")
     if not runs:
@@ -115,7 +117,8 @@ def write_ledger(out: Path) -> list[Path]:
     texts = {out / "index.html": ledger_page(runs, out)}
     readme = project_root() / "README.md"
     if out.resolve() == (project_root() / "results").resolve() and readme.is_file():
-        texts[readme] = with_block(readme.read_text(encoding="utf-8"), readme_block(runs))
+        text = with_block(readme.read_text(encoding="utf-8"), readme_block(runs))
+        texts[readme] = with_table(text, project_root() / FILE)
     for path, text in texts.items():
         write_text(path, text)
     return list(texts)
