@@ -236,11 +236,14 @@ def from_text(text: str) -> DepthMap:
             unit, _, targets = entry.partition(":")
             if not unit.strip().isdecimal() or not all(one.strip().isdecimal() for one in targets.split(",")):
                 raise InputError(f"map {text!r}: {entry!r} is not SOURCE:TARGET[,TARGET...] (valid: 0:0;1:1,2)")
+            if any(len(one.strip()) > 9 for one in (unit, *targets.split(","))):
+                raise InputError(f"map {text[:60]!r}...: {entry[:20]!r} names a unit that no network has")
             for place in map(int, targets.split(",")):
                 if place in places:
                     raise InputError(f"map {text!r}: unit {place} of stage {number} has two sources")
                 places[place] = int(unit)
-        if gaps := sorted(set(range(max(places, default=0))) - set(places)):
+        # So many units are the first so many, or one of these has no source.
+        if gaps := sorted(set(range(len(places))) - set(places)):
             raise InputError(f"map {text!r}: unit {gaps[0]} of stage {number} has no source")
         depths.append(tuple(places[place] for place in range(len(places))))
     return tuple(depths)

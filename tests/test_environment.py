@@ -129,7 +129,15 @@ def test_arguments_go_on_to_lth(machine: Machine) -> None:
     assert machine.run("run", "01")[1] == [f"{LTH} run 01"]
     (lab,) = machine.run("lab", "--no-browser")[1]
     assert lab.startswith("-m jupyterlab --ServerApp.root_dir=")
-    assert lab.endswith("notebooks --no-browser")
+    assert lab.endswith("notebooks --ServerApp.ip=127.0.0.1 --no-browser")
+
+
+def test_servers_listen_on_this_machine_alone_and_ask_for_their_token(machine: Machine) -> None:
+    machine.run()
+    (app,) = machine.run("app")[1]
+    assert "--Voila.ip=127.0.0.1 --Voila.auto_token=True" in app
+    # JupyterLab makes a token by itself unless it is told not to.
+    assert "token" not in machine.run("lab")[1][0]
 
 
 def test_test_runs_every_check(machine: Machine) -> None:
