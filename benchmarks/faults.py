@@ -41,6 +41,7 @@ def kills(folder: Path, count: int, seed: int = 0) -> list[Row]:
     span = time.perf_counter() - start
     if code:
         raise RuntimeError(out)
+    print(f"undisturbed: {span:.1f} s", file=sys.stderr, flush=True)
     wanted, choice = tables(folder / "undisturbed"), random.Random(seed)
     done = dict.fromkeys(("runner", "worker", "kernel"), 0)
     lost = different = sweeps = tracebacks = 0
@@ -56,6 +57,7 @@ def kills(folder: Path, count: int, seed: int = 0) -> list[Row]:
                 time.sleep(choice.uniform(0, span / 2))
                 if killed := kill_one(runner, choice):
                     done[killed] += 1
+                    print(f"kill {sum(done.values())} of {count}: {killed}", file=sys.stderr, flush=True)
             code, out = ended(runner)
             tracebacks += "Traceback" in out
             lost += sum(_finished(place).get(name) != stamp for name, stamp in before.items())
