@@ -1,7 +1,8 @@
-"""Which optimizers see the basis: train one network twice, as weights and as coefficients, and compare the weights.
+r"""Which optimizers see the basis: train one network twice, as weights and as coefficients, and compare the weights.
 
 SGD with momentum and weight decay commutes with every orthonormal basis; optimizers that treat coordinates one by one
-(Adam, AdamW, RMSprop) do not (Maes et al., arXiv 2410.19964).
+(Adam, AdamW, RMSprop) do not (Maes et al., arXiv 2410.19964). Muon commutes with bases of rows and columns, since the
+nearest orthogonal matrix to $B_{out}GB_{in}^\top$ is the turned one.
 """
 
 from collections.abc import Sequence
