@@ -7,9 +7,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
-import pywt
 import torch
-from scipy.fft import dct
 from torch import Tensor
 
 from lthlib.errors import InputError, unknown
@@ -19,10 +17,14 @@ FIXED = ("dct", "haar", "hadamard", "random")
 
 
 def _dct(n: int) -> Tensor:
+    from scipy.fft import dct
+
     return torch.from_numpy(np.ascontiguousarray(dct(np.eye(n), type=2, norm="ortho", axis=0)))
 
 
 def _haar(n: int) -> Tensor:
+    import pywt
+
     levels = (n & -n).bit_length() - 1
     if levels == 0:
         return torch.eye(n, dtype=torch.float64)
