@@ -11,7 +11,7 @@ FLOORS = (
     ("axes", "basis", "data", "models", "proximal", "store", "ticket"),
     ("mask_updates", "muon", "network", "recipe", "stacked_sgd", "threads", "training"),
     ("elastic", "finders"),
-    ("theory",),
+    ("deployment", "theory"),
     ("evidence",),
     ("workbook",),
 )

@@ -233,6 +233,26 @@ def reproduce(
         raise typer.Exit(1)
 
 
+@app.command(short_help="Writes a ticket's network for use elsewhere.")
+def export(
+    ticket: Annotated[str, typer.Argument(metavar="TICKET", help="A ticket file, such as a run's ticket.safetensors.")],
+    to: Annotated[str, typer.Option(help="onnx, torch-2:4, factored or csr.", metavar="FORM")],
+    out: Annotated[str, typer.Option(help="File to write.", metavar="FILE")],
+    device: Annotated[str, typer.Option(help="Where latency is measured: cpu or cuda.")] = "cpu",
+) -> None:
+    """Writes a ticket's network as FORM, with its size and latency beside the dense network's.
+
+    onnx: baked dense weights. torch-2:4: half precision, two of four weights, on CUDA devices that have kernels for it.
+    factored: dead units removed (in networks of linear layers), layers of low rank as two. csr: linear layers as
+    sparse rows. The last three are read by lthlib.deployment.load.
+    """
+    from lthlib.workbook.deploying import export as write
+    from lthlib.workbook.runner import check_device
+
+    check_device(device)
+    print(write(ticket, to, out, device))
+
+
 @app.command(short_help="Keeps finished results for the record.")
 def keep(
     runs: Annotated[

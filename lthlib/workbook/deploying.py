@@ -1,0 +1,139 @@
+"""`lth export`: a ticket's network as a file for use elsewhere, with its size and speed beside the dense network's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from lthlib import deployment
+from lthlib.deployment import Deployment
+from lthlib.errors import InputError, unknown
+from lthlib.store import write_atomically
+from lthlib.ticket import Ticket
+
+FORMS = ("onnx", "torch-2:4", "factored", "csr")
+BATCHES = (1, 128)
+REPEATS = 30
+SAME = 0.05  # latencies nearer than this share are called equal
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of a network's file and median seconds of a forward pass by batch size (nothing where none was run)."""
+
+    size: int
+    seconds: dict[int, float]
+
+
+def export(ticket_file: str, form: str, out: str, device: str = "cpu") -> str:
+    """Writes the network of a ticket file in one of `FORMS` to `out`; returns what is there to say about it.
+
+    Raises InputError for an unknown form, a file that is no ticket, and a form that this machine cannot make.
+    """
+    if form not in FORMS:
+        raise unknown("form", form, FORMS)
+    ticket = Ticket.load(ticket_file)
+    plain = deployment.dense(ticket)
+    if form == "onnx":
+        found, module = plain, None
+        write_atomically(out, lambda path: write_onnx(plain.module, ticket, path))
+    elif form == "torch-2:4":
+        found = deployment.two_four(ticket)
+        module = deployment.semi_structured(deployment.two_four(ticket).module, device)
+        deployment.save(found, out)
+    else:
+        found = {"factored": deployment.factored, "csr": deployment.sparse_rows}[form](ticket)
+        module = found.module
+        deployment.save(found, out)
+    before, after = measure(plain, module, Path(out), device, half=form == "torch-2:4")
+    head = f"{ticket_file}: {ticket.architecture.name}, density {ticket.density:.4g}, as {form} in {out}"
+    return "\n".join([head, *found.notes, *_table(before, after), *honest(form, before, after)])
+
+
+def measure(
+    plain: Deployment, module: nn.Module | None, written: Path, device: str, half: bool = False
+) -> tuple[Measured, Measured]:
+    """Bytes and latency of the dense network and of `module` (None: not run here), whose file is `written`.
+
+    The two run in turn, so that what else the machine does meanwhile falls on both.
+    """
+    with TemporaryDirectory(prefix="lth-") as private:
+        path = Path(private) / "network.safetensors"
+        deployment.save(plain, path)
+        sizes = path.stat().st_size, written.stat().st_size
+    before, after = {}, {}
+    for batch in BATCHES:
+        images = _images(plain, batch, device)
+        runs = [(plain.module.to(device), images)]
+        if module is not None:
+            runs.append((module.to(device), images.half() if half else images))
+        before[batch], *rest = latencies(runs)
+        if rest:
+            after[batch] = rest[0]
+    return Measured(sizes[0], before), Measured(sizes[1], after)
+
+
+def latencies(runs: Sequence[tuple[nn.Module, torch.Tensor]]) -> list[float]:
+    """Median seconds of `REPEATS` forward passes of each module on its images, after three that are not counted."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    with torch.inference_mode():
+        for _ in range(REPEATS + 3):
+            for found, (module, images) in zip(seconds, runs, strict=True):
+                start = perf_counter()
+                module(images)
+                if images.is_cuda:
+                    torch.cuda.synchronize()
+                found.append(perf_counter() - start)
+    return [median(found[3:]) for found in seconds]
+
+
+def write_onnx(module: nn.Module, ticket: Ticket, path: Path) -> None:
+    """The network as one ONNX file, inputs `images` (batch, channels, height, width), outputs `logits`."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError("onnx files need two more packages (pip install -e '.[export]')") from error
+    images = torch.zeros(2, *ticket.architecture.input_shape)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.onnx.export(
+        module, (images,), input_names=["images"], output_names=["logits"], dynamic_shapes=shapes, verbose=False
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+def honest(form: str, before: Measured, after: Measured) -> list[str]:
+    """What the numbers say where sparsity brings nothing."""
+    if form == "onnx":
+        return [
+            "ONNX stores and multiplies zeros like other weights: this sparsity saves neither bytes nor time in it."
+        ]
+    lines = []
+    if after.size >= before.size:
+        lines.append("The file is no smaller than the dense network's: this sparsity saves no storage in this form.")
+    for batch, seconds in after.seconds.items():
+        ratio = seconds / before.seconds[batch]
+        if ratio > 1 + SAME:
+            lines.append(f"Batch {batch}: {ratio:.1f} times slower than dense; this sparsity brings no speed here.")
+        elif ratio > 1 - SAME:
+            lines.append(f"Batch {batch}: as fast as dense; this sparsity brings no speed here.")
+    return lines
+
+
+def _table(before: Measured, after: Measured) -> list[str]:
+    rows = [("", "dense", "exported"), ("bytes", f"{before.size:,}", f"{after.size:,}")]
+    for batch, seconds in before.seconds.items():
+        new = f"{1e3 * after.seconds[batch]:.3f}" if batch in after.seconds else "not run"
+        rows.append((f"ms, batch {batch}", f"{1e3 * seconds:.3f}", new))
+    return [f"{name:<14}{dense:>14}{exported:>14}" for name, dense, exported in rows]
+
+
+def _images(found: Deployment, batch: int, device: str) -> torch.Tensor:
+    source = torch.Generator().manual_seed(0)
+    return torch.rand(batch, *found.description["architecture"]["input_shape"], generator=source).to(device)
