@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,8 @@ from torch import Tensor
 from lthlib import basis as bases_room
 from lthlib.basis import Basis
 from lthlib.errors import InputError
-from lthlib.models import Architecture, prunable
+from lthlib.models import Architecture, build, prunable
+from lthlib.models import architecture as named_architecture
 from lthlib.store import write_atomically
 
 State = dict[str, Tensor]
@@ -168,7 +170,9 @@ class Ticket:
             description = json.loads(header)
             if description.pop("digest") != _digest(tensors, description):
                 raise InputError(f"ticket file {str(path)!r} is damaged: its content differs from its digest")
-            return _assemble(description, tensors)
+            ticket = _assemble(description, tensors)
+            _refuse_misfit(ticket)
+            return ticket
         except InputError:
             raise
         except FileNotFoundError as error:
@@ -215,6 +219,28 @@ def _assemble(description: dict, tensors: State) -> Ticket:
         rest={key[len("rest/") :]: tensor for key, tensor in tensors.items() if key.startswith("rest/")},
         off=description["off"],
     )
+
+
+def _refuse_misfit(ticket: Ticket) -> None:
+    """Raises InputError where masks are not those of the architecture: a file that nothing here has written.
+
+    A user's own model is not asked: a file must not choose what is imported.
+    """
+    if ":" in ticket.architecture.name:
+        return
+    found = {name: tuple(mask.shape) for name, mask in ticket.masks.items()}
+    if list(found.items()) != list(_prunable_shapes(ticket.architecture).items()):
+        raise InputError(f"its tensors are not those of {ticket.architecture.name!r}")
+
+
+@lru_cache(maxsize=256)
+def _prunable_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    checked = named_architecture(architecture.name, architecture.input_shape, architecture.classes)
+    # Without memory: the name may ask for any.
+    with torch.device("meta"):
+        module = build(checked)
+    shapes = module.state_dict()
+    return {name: tuple(shapes[name].shape) for name in prunable(module)}
 
 
 def _pack(mask: Tensor) -> Tensor:
