@@ -39,11 +39,12 @@ def test_stretched_and_drawn_arms_have_one_count_and_the_source_s_bases(basis: s
     found = tables.stretchable(*MLPS, basis, setting)
     assert [len(chain) for chain in found[MLPS[0]]] == [3, 3]
     assert [len(chain) for chain in found[MLPS[1]]] == [2, 2]
-    elastic, direct, random = tables.stretched_arms(found, *MLPS, basis, setting)
+    elastic, direct, *random = tables.stretched_arms(found, *MLPS, basis, setting)
+    assert len(random) == (basis == "canonical")
     drawn, shared = tables.drawn_arms(found, *MLPS, setting, basis)
     for place in range(2):
         own = elastic.tickets[place]
-        assert {arm.tickets[place].kept for arm in (direct, random, drawn, shared)} == {own.kept}
+        assert {arm.tickets[place].kept for arm in (direct, *random, drawn, shared)} == {own.kept}
         assert counts_of(own.masks) == counts_of(drawn.tickets[place].masks) == counts_of(shared.tickets[place].masks)
         assert all(one.name in (basis, "canonical") for one in direct.tickets[place].bases.values())
         for name, c in own.coefficients.items():

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lthlib.evidence.intervals import mean_interval
 from lthlib.evidence.style import (
     BLACK,
-    LABELS,
     Chart,
     caption,
     chart,
@@ -23,27 +22,31 @@ from lthlib.evidence.style import (
 
 
 def frontier(rows: pd.DataFrame, best: pd.DataFrame, *, replicate: str = "seed", title: str = "") -> Chart:
-    """Test accuracy of every finder and density, mean and 95 % t interval, against the share of weights kept and
-    against training FLOPs (both log); those on the frontier of all three are ringed.
+    """Test error of every finder and density, mean and 95 % t interval, against the share of weights kept and against
+    training FLOPs; those on the frontier of all three are ringed. All axes are logarithmic, the better end above.
 
     `rows` are those of `frontier_tables`, `best` what `frontier_tables.frontier` makes of them. Raises InputError for a
     column that is missing.
     """
     need(rows, "finder", "asked", "share", "flops", "accuracy", replicate)
     need(best, "share", "flops", "accuracy", "on_frontier")
-    named = rows.assign(share=100 * rows["share"])
-    ringed = best[best["on_frontier"]].assign(share=lambda part: 100 * part["share"])
+    named, ringed = (
+        part.assign(share=100 * part["share"], error=100 - part["accuracy"])
+        for part in (rows, best[best["on_frontier"]])
+    )
     with style():
         figure, panels = chart(columns=2, width=10.4, height=4.6)
         look, counts = looks(ordered(rows["finder"])), set()
         for axes, x in zip(panels, ("share", "flops"), strict=True):
             for name, part in parts_by(named, "finder"):
                 points = sorted(
-                    (float(some[x].mean()), mean_interval(per_replicate(some, "accuracy", replicate)))
+                    (float(some[x].mean()), mean_interval(per_replicate(some, "error", replicate)))
                     for _, some in part.groupby("asked")
                 )
                 at, middle = [place for place, _ in points], np.array([one.estimate for _, one in points])
+                # A limit at or below zero has no place on a log axis.
                 spread = np.nan_to_num([[one.estimate - one.low, one.high - one.estimate] for _, one in points]).T
+                spread[0] = np.minimum(spread[0], 0.9 * middle)
                 colour, marker, line = look[name]
                 axes.errorbar(
                     at, middle, yerr=spread, color=colour, marker=marker, linestyle=line,
@@ -51,12 +54,19 @@ def frontier(rows: pd.DataFrame, best: pd.DataFrame, *, replicate: str = "seed",
                 )  # fmt: skip
                 counts |= {one.n for _, one in points}
             axes.plot(
-                ringed[x], ringed["accuracy"], "o", markersize=13, markerfacecolor="none", markeredgecolor=BLACK,
+                ringed[x], ringed["error"], "o", markersize=13, markerfacecolor="none", markeredgecolor=BLACK,
                 markeredgewidth=0.9, linestyle="none", label="on the frontier",
             )  # fmt: skip
             axes.set_xscale("log")
-        panels[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panels[0].set(xlabel="weights kept, % of the network's (log scale)", ylabel=LABELS["accuracy"])
+            axes.set_yscale("log")
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        panels[0].xaxis.set_major_formatter(plain)
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panels[0].yaxis.set_major_formatter(plain)
+        panels[0].yaxis.set_minor_locator(NullLocator())
+        # Both panels share it.
+        panels[0].invert_yaxis()
+        panels[0].set(xlabel="weights kept, % of the network's (log scale)", ylabel="test error, % (log scale)")
         panels[1].set_xlabel("training FLOPs, layers weighed by density (log scale)")
         panels[0].set_title(title)
         legend(figure, panels, "")

@@ -38,12 +38,13 @@ def stretchable(source: str, target: str, basis: str, setting: Setting) -> dict[
 
 
 def stretched_arms(found: Chains, source: str, target: str, basis: str, setting: Setting) -> list[Arm]:
-    """The last level's elastic tickets, the direct ones of the same count and a random mask of the same layer counts,
-    all in `basis`, which is a column of the rows."""
+    """The last level's elastic tickets and the direct ones of the same count, in `basis`, which is a column of the
+    rows; in the canonical basis also a random mask of the elastic ticket's layer counts."""
     level = setting.pruning.levels
+    controls = ["direct", RANDOM] if basis == "canonical" else ["direct"]
     arms = [
         elastic_arm(found, source, target, level, setting),
-        *control_arms(["direct", RANDOM], found, source, target, level, setting),
+        *control_arms(controls, found, source, target, level, setting),
     ]
     return [replace(one, columns={**one.columns, "basis": basis}) for one in arms]
 
