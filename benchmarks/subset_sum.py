@@ -152,11 +152,11 @@ def pensia(
         ]
 
     for label, candidates, mode, allow_empty, goal, most in (
-        ("best, own candidates", own, "best", True, "<= 15", None),
-        ("best, shared by a row", shared, "best", True, "<= 5", None),
-        ("sparsest, own", own, "sparsest", True, "<= 2", None),
-        ("sparsest, own, not empty", own, "sparsest", False, "<= 2", "<= 2"),
-        ("sparsest, shared by a row", shared, "sparsest", True, "<= 2", None),
+        ("best, own candidates", own, "best", True, "<= 10", None),
+        ("best, shared by a row", shared, "best", True, "<= 3", None),
+        ("sparsest, own", own, "sparsest", True, "<= 1", None),
+        ("sparsest, own, not empty", own, "sparsest", False, "<= 1", "<= 2"),
+        ("sparsest, shared by a row", shared, "sparsest", True, "<= 1", None),
     ):
         seconds = timing(lambda c=candidates, m=mode, e=allow_empty: run(c, m, e), repeats)
         kept = sum(int(solution.size.sum()) for solution in solved)

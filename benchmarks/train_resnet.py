@@ -117,8 +117,8 @@ def rows_of(model: str, dataset: Dataset, batch: int, device: str, size: int, re
     for precision in TYPES:
         dense, limit = taken[f"{precision} step"], taken[f"{precision} product"]
         beside = None if precision == "fp32" else taken["fp32 step"]
-        goal = "<= 0.5" if precision == "bf16" and has_bf16 and device == "cpu" else None
-        share = ">= 0.6" if precision == "fp32" and device == "cpu" else None
+        goal = "<= 0.4545" if precision == "bf16" and has_bf16 and device == "cpu" else None
+        share = ">= 0.75" if precision == "fp32" and device == "cpu" else None
         alone = in_convolutions / taken[f"{precision} convolutions"]
         rows += [
             Row(f"{name}, {precision}: a step of {batch}", dense, "s", beside, goal),
