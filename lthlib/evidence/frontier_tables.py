@@ -38,8 +38,9 @@ def weights_trained(levels: Sequence[Level], setting: Setting) -> pd.DataFrame:
     """Tickets whose weights train, at the density of every level: rows (COLUMNS) with a ticket's whole training cost.
 
     `levels` are IMP's in the canonical basis. Finders: dense and small dense networks, IMP, one-shot magnitude (pruned
-    after training, rewound), SNIP, SynFlow, RigL. `asked` is the density asked for, `share` kept / prunable weights
-    of the whole network, `flops` weighs layers by density, `dense_flops` does not. This reads the test split.
+    after training, rewound; from level 2 on, as IMP's first is just that), SNIP, SynFlow, RigL. `asked` is the density
+    asked for, `share` kept / prunable weights of the whole network, `flops` weighs layers by density, `dense_flops`
+    does not. This reads the test split.
     """
     parts = [_rows(DENSE, levels[0].tickets, setting, levels[:1], 1.0)]
     for number, level in enumerate(levels[1:], 1):
@@ -48,10 +49,11 @@ def weights_trained(levels: Sequence[Level], setting: Setting) -> pd.DataFrame:
         initial = levels[0].tickets
         seeds, data = setting.seeds, setting.dataset
         made = {
-            "one-shot": after_training(levels[0].trained, target, seeds, setting.pruning.rewind_step),
             "snip": found("snip", initial, target, data, seeds, examples_per_class=EXAMPLES_PER_CLASS),
             "synflow": found("synflow", initial, target, data, seeds, iterations=SYNFLOW_ITERATIONS),
         }
+        if number > 1:
+            made["one-shot"] = after_training(levels[0].trained, target, seeds, setting.pruning.rewind_step)
         parts += [_rows(name, tickets, setting, levels[:1], target) for name, tickets in made.items()]
         parts.append(_rigl(target, setting, levels[0].tickets))
         small = small_dense(initial[0].architecture, level.tickets[0].kept)
@@ -202,10 +204,11 @@ def frontier(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def imp_minus_others(rows: pd.DataFrame, finders: Sequence[str]) -> dict[str, pd.Series]:
-    """IMP's accuracy minus each finder's, for every target density of both: points by seed, named "finder, density"."""
+    """IMP's accuracy minus each finder's, for every density that both have: points by seed, by "finder, density"."""
     table = rows.pivot_table(index="seed", columns=["finder", "asked"], values="accuracy")
     return {
         f"{name}, {100 * target:.2g} %": table[IMP][target] - table[name][target]
         for name in finders
         for target in table[IMP].columns
+        if (name, target) in table
     }
