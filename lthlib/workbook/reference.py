@@ -75,6 +75,8 @@ def _table(frame: Any, table: Mapping[str, Any]) -> list[str]:
 
     for column, values in table.get("where", {}).items():
         frame = frame[frame[column].isin(values if isinstance(values, list) else [values])]
+    if frame.empty:  # these settings did not ask for it
+        return []
     rows, columns, value = table["rows"], table["columns"], table["value"]
     for arm, (first, second) in table.get("minus", {}).items():
         frame = frame.assign(**{value: difference_to(frame, arm, second, (rows, columns, "seed"), value)})
