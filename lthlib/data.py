@@ -77,6 +77,13 @@ class Dataset:
         )
         return replace(self, train=train, validation=validation, test=test)
 
+    def with_images(self, name: str, change: Callable[[Tensor], Tensor]) -> "Dataset":
+        """The data set `name`: the images (N, C, H, W) of all splits changed, labels, mean and std kept."""
+        train, validation, test = (
+            Split(change(split.images).contiguous(), split.labels) for split in (self.train, self.validation, self.test)
+        )
+        return replace(self, name=name, train=train, validation=validation, test=test)
+
     def normalise(self, images: Tensor) -> Tensor:
         """(images - mean) / std per channel, float32, for images (N, C, H, W) in raw pixel units on any device."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)

@@ -1,22 +1,21 @@
 """The frontier of notebook 06: accuracy against numbers kept, and against the training that they needed."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from lthlib.evidence.intervals import mean_interval
 from lthlib.evidence.style import (
     BLACK,
     Chart,
     caption,
     chart,
+    error_bars,
     legend,
     looks,
+    mean_points,
     need,
     note,
     ordered,
     parts_by,
-    per_replicate,
     style,
 )
 
@@ -39,19 +38,12 @@ def frontier(rows: pd.DataFrame, best: pd.DataFrame, *, replicate: str = "seed",
         look, counts = looks(ordered(rows["finder"])), set()
         for axes, x in zip(panels, ("share", "flops"), strict=True):
             for name, part in parts_by(named, "finder"):
-                points = sorted(
-                    (float(some[x].mean()), mean_interval(per_replicate(some, "error", replicate)))
-                    for _, some in part.groupby("asked")
-                )
-                at, middle = [place for place, _ in points], np.array([one.estimate for _, one in points])
-                # A limit at or below zero has no place on a log axis.
-                spread = np.nan_to_num([[one.estimate - one.low, one.high - one.estimate] for _, one in points]).T
-                spread[0] = np.minimum(spread[0], 0.9 * middle)
+                points = mean_points(part, x, "error", replicate, "asked")
                 colour, marker, line = look[name]
-                axes.errorbar(
-                    at, middle, yerr=spread, color=colour, marker=marker, linestyle=line,
-                    linewidth=1.2, elinewidth=1.0, capsize=2, label=str(name),
-                )  # fmt: skip
+                error_bars(axes, points, colour=colour, marker=marker, label=str(name), log=True)
+                axes.plot(
+                    [at for at, _ in points], [one.estimate for _, one in points], line, color=colour, linewidth=1.2
+                )
                 counts |= {one.n for _, one in points}
             axes.plot(
                 ringed[x], ringed["error"], "o", markersize=13, markerfacecolor="none", markeredgecolor=BLACK,

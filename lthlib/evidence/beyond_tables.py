@@ -1,6 +1,6 @@
 """Rows of notebook 06: tickets stretched, drawn, stripped of values, trained otherwise and moved, in several bases."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lthlib import data
-from lthlib.data import Dataset, Split
+from lthlib.data import Dataset
 from lthlib.elastic import carry, depth_map
 from lthlib.errors import unknown
 from lthlib.evidence import tables
@@ -22,7 +22,6 @@ from lthlib.finders.magnitude import Level
 from lthlib.finders.selection import sample
 from lthlib.randomness import generator
 from lthlib.ticket import Ticket
-from lthlib.training import train
 
 Chains = Mapping[str, Sequence[Chain]]
 TICKET, RANDOM = "ticket", "random mask"
@@ -109,22 +108,17 @@ def level_rows(levels: Sequence[Level], setting: Setting, **columns: Any) -> pd.
 
 
 def arm_rows(arms: Mapping[str, Sequence[Ticket]], setting: Setting, **columns: Any) -> pd.DataFrame:
-    """Trains all arms (name to one ticket a seed) in one call, which stacks them, and measures each ticket once."""
-    runs = train(
-        [ticket for tickets in arms.values() for ticket in tickets],
+    """`tables.train_arms` by the recipe, from the rewinding point, and on the data of `setting`."""
+    return tables.train_arms(
+        arms,
         setting.recipe,
         setting.dataset,
-        [*setting.seeds] * len(arms),
+        setting.seeds,
         start_step=setting.pruning.rewind_step,
         device=setting.device,
         store=setting.store,
+        **columns,
     )
-    n = len(setting.seeds)
-    parts = [
-        tables.measure(tickets, runs[place * n : (place + 1) * n], setting.dataset, setting.device, arm=name, **columns)
-        for place, (name, tickets) in enumerate(arms.items())
-    ]
-    return pd.concat(parts, ignore_index=True)
 
 
 def value_rows(levels: Sequence[Level], setting: Setting, **columns: Any) -> pd.DataFrame:
@@ -187,15 +181,7 @@ def other_data(dataset: Dataset, name: str, data_dir: Path | str = "data", train
         return resized(other, dataset.input_shape)
     if name == "rotated" and dataset.input_shape[1] != dataset.input_shape[2]:
         raise unknown("other data set for images that are not square", name, ("flipped", "permuted"))
-    return _mapped(dataset, f"{dataset.name} {name}", VARIANTS[name])
-
-
-def _mapped(dataset: Dataset, name: str, change: Callable[[Tensor], Tensor]) -> Dataset:
-    train_part, validation, test = (
-        Split(change(split.images).contiguous(), split.labels)
-        for split in (dataset.train, dataset.validation, dataset.test)
-    )
-    return replace(dataset, name=name, train=train_part, validation=validation, test=test)
+    return dataset.with_images(f"{dataset.name} {name}", VARIANTS[name])
 
 
 def resized(dataset: Dataset, shape: tuple[int, int, int]) -> Dataset:
@@ -210,7 +196,7 @@ def resized(dataset: Dataset, shape: tuple[int, int, int]) -> Dataset:
             return grey
         return functional.interpolate(grey, shape[1:], mode="bilinear", align_corners=False, antialias=True)
 
-    made = _mapped(dataset, dataset.name, change)
+    made = dataset.with_images(dataset.name, change)
     pixels = made.train.images.double().transpose(0, 1).flatten(1)
     mean, std = pixels.mean(1), pixels.std(1, correction=0)
     std = std.where(std > 0, 1.0)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from lthlib import models
-from lthlib.data import Dataset, Split
+from lthlib.data import Dataset
 from lthlib.elastic import DepthMap, carry, depth_map, drift_of_equal_copies, stages
 from lthlib.errors import InputError
 from lthlib.evidence import tables
@@ -365,14 +365,4 @@ def accuracy_table(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 def flipped(dataset: Dataset) -> Dataset:
     """The data set upside down: another task for a network that reads positions, at the same size and shape."""
-
-    def turned(split: Split) -> Split:
-        return Split(split.images.flip(-2).contiguous(), split.labels)
-
-    return replace(
-        dataset,
-        name=f"{dataset.name} flipped",
-        train=turned(dataset.train),
-        validation=turned(dataset.validation),
-        test=turned(dataset.test),
-    )
+    return dataset.with_images(f"{dataset.name} flipped", lambda images: images.flip(-2))

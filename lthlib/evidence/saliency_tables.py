@@ -6,8 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lthlib.data import Dataset
-from lthlib.errors import InputError
-from lthlib.evidence.tables import measure
+from lthlib.evidence import tables
 from lthlib.finders import sanity
 from lthlib.finders.allocation import kept_count
 from lthlib.finders.magnitude import initial_tickets, magnitudes
@@ -21,7 +20,7 @@ from lthlib.finders.synflow import synflow_scores
 from lthlib.models import architecture
 from lthlib.recipe import Recipe
 from lthlib.ticket import State, Ticket
-from lthlib.training import Trained, train
+from lthlib.training import Trained
 
 # Data-driven methods that are called "METHOD, noise" take Gaussian images and arbitrary labels: no data.
 NOISE = ", noise"
@@ -58,40 +57,16 @@ def found(
     return [find(one, density, name, dataset, seed, **options) for one, seed in zip(initial, seeds, strict=True)]
 
 
-def train_arms(
-    arms: Arms,
-    recipe: Recipe,
-    dataset: Dataset,
-    seeds: Sequence[int],
-    *,
-    column: str = "arm",
-    start_step: int = 0,
-    device: str = "auto",
-    store: Any = None,
-    progress: str = "",
-    **columns: Any,
-) -> pd.DataFrame:
-    """Trains all arms (name to one ticket a seed) in one call, which stacks them, and measures each; `column` names it.
+def train_arms(arms: Arms, recipe: Recipe, dataset: Dataset, seeds: Sequence[int], **options: Any) -> pd.DataFrame:
+    """`tables.train_arms` with the columns `effective_density` (weights on input-output paths) and `empty_layers`.
 
-    Besides the columns of `tables.measure`: `effective_density` (weights on input-output paths) and `empty_layers`.
     This reads the test split, once a ticket. Raises InputError for an arm without a ticket for each seed.
     """
-    for name, tickets in arms.items():
-        if len(tickets) != len(seeds):
-            raise InputError(f"arm {name!r} has {len(tickets)} tickets for {len(seeds)} seeds")
     every = [ticket for tickets in arms.values() for ticket in tickets]
-    trained = train(
-        every, recipe, dataset, [*seeds] * len(arms), start_step=start_step, device=device, store=store,
-        progress=progress,
-    )  # fmt: skip
-    parts = []
-    for place, (name, tickets) in enumerate(arms.items()):
-        runs = trained[place * len(seeds) : (place + 1) * len(seeds)]
-        part = measure(tickets, runs, dataset, device, **{column: name}, **columns)
-        part["effective_density"] = [effective_density(ticket) for ticket in tickets]
-        part["empty_layers"] = [len(collapsed_layers(ticket)) for ticket in tickets]
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    return tables.train_arms(arms, recipe, dataset, seeds, **options).assign(
+        effective_density=[effective_density(ticket) for ticket in every],
+        empty_layers=[len(collapsed_layers(ticket)) for ticket in every],
+    )
 
 
 def method_rows(

@@ -17,8 +17,10 @@ from lthlib.finders.magnitude import Level
 from lthlib.finders.selection import jaccard
 from lthlib.finders.structured import multiply_accumulates_of, stored_numbers_of
 from lthlib.models import multiply_accumulates
+from lthlib.recipe import Recipe
+from lthlib.store import Store
 from lthlib.ticket import State, Ticket
-from lthlib.training import Trained, evaluate
+from lthlib.training import Trained, evaluate, train
 
 
 def measure(
@@ -52,6 +54,38 @@ def measure(
             | columns
         )
     return pd.DataFrame(rows)
+
+
+def train_arms(
+    arms: Mapping[str, Sequence[Ticket]],
+    recipe: Recipe,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    *,
+    column: str = "arm",
+    start_step: int = 0,
+    device: str = "auto",
+    store: Store | None = None,
+    progress: str = "",
+    **columns: Any,
+) -> pd.DataFrame:
+    """Trains all arms (name to one ticket a seed) in one call, which stacks them, and measures each; `column` names it.
+
+    Raises InputError for an arm without a ticket for each seed.
+    """
+    for name, tickets in arms.items():
+        if len(tickets) != len(seeds):
+            raise InputError(f"arm {name!r} has {len(tickets)} tickets for {len(seeds)} seeds")
+    every = [ticket for tickets in arms.values() for ticket in tickets]
+    trained = train(
+        every, recipe, dataset, [*seeds] * len(arms), start_step=start_step, device=device, store=store,
+        progress=progress,
+    )  # fmt: skip
+    parts = []
+    for place, (name, tickets) in enumerate(arms.items()):
+        runs = trained[place * len(seeds) : (place + 1) * len(seeds)]
+        parts.append(measure(tickets, runs, dataset, device, **{column: name}, **columns))
+    return pd.concat(parts, ignore_index=True)
 
 
 def measure_levels(levels: Sequence[Level], dataset: Dataset, device: str = "auto", **columns: Any) -> pd.DataFrame:
