@@ -18,7 +18,7 @@ from typing import Any
 from lthlib.errors import InputError, unknown
 from lthlib.workbook.notebooks import Notebook
 from lthlib.workbook.parameters import RESERVED, check_all
-from lthlib.workbook.values import read_yaml
+from lthlib.workbook.values import read_yaml_file
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,7 @@ def load(text: str, folder: Path) -> Profile:
         path = folder / f"{text}.yaml"
     if not re.fullmatch(r"\w[\w.-]*", path.stem):
         raise InputError(f"{path.stem!r} cannot name a folder of results (valid: letters, digits, '_', '-', '.')")
-    try:
-        value = read_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the profile {text!r}: {error.strerror} (valid: a YAML file)") from error
-    except ValueError as error:
-        raise InputError(f"profile {path.name}: {error}") from error
-    top = _mapping(value, path.name)
+    top = _mapping(read_yaml_file(path, "profile"), path.name)
     for key in top:
         if key not in ("common", "notebooks"):
             raise InputError(f"profile {path.name}: {unknown('key', key, ['common', 'notebooks'])}")

@@ -31,7 +31,7 @@ from lthlib.workbook.parameters import RESERVED, Parameter
 from lthlib.workbook.paths import project_path
 from lthlib.workbook.plan import plan
 from lthlib.workbook.runner import Task
-from lthlib.workbook.values import read_yaml
+from lthlib.workbook.values import read_yaml_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,13 +71,7 @@ def load(path: Path | str) -> Grid:
     path = Path(path)
     if path.suffix not in (".yaml", ".yml") or not re.fullmatch(r"\w[\w.-]*", path.stem):
         raise InputError(f"{str(path)!r} is no grid (valid: FILE.yaml; letters, digits, '_', '-' and '.')")
-    try:
-        found = read_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the grid {str(path)!r}: {error.strerror} (valid: a YAML file)") from error
-    except ValueError as error:
-        raise InputError(f"grid {path.name}: {error}") from error
-    return parse(found, path.stem)
+    return parse(read_yaml_file(path, "grid"), path.stem)
 
 
 def parse(found: object, name: str) -> Grid:

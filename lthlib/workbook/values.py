@@ -6,6 +6,7 @@ keys, aliases and tags for other types are refused.
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -56,3 +57,13 @@ def read_yaml(text: str) -> Any:
     except (ValueError, RecursionError) as error:
         # Numbers of thousands of digits, explicit tags on the wrong text, brackets nested a thousand deep.
         raise InputError(f"not valid YAML: {error}") from error
+
+
+def read_yaml_file(path: Path, kind: str) -> Any:
+    """`read_yaml` of a file; InputError, which calls it a `kind`, where it cannot be read or is no YAML."""
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the {kind} {str(path)!r}: {error.strerror} (valid: a YAML file)") from error
+    except ValueError as error:
+        raise InputError(f"{kind} {path.name}: {error}") from error
