@@ -1,5 +1,6 @@
 """Sweeps: a grid becomes runs with folders of their own, all is checked first, and what is finished stays finished."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -226,11 +227,32 @@ def test_status_tells_done_running_failed_left_and_damaged(lth: Any) -> None:
         code, out, _, _ = lth("status", "results")
     assert code == 1
     assert out.splitlines() == [
-        "left     g/density=0.1,seeds=2/ok  (damaged, or of an earlier version: the next run makes it anew)",
+        "left     g/density=0.1,seeds=2/ok  (claims.json is damaged: the next run makes it anew)",
         "running  g/density=0.2,seeds=2/ok",
         "failed   g/all/broken  (ValueError: no)",
         "0 done, 1 running, 1 failed, 1 left, of 3",
     ]
+
+
+def test_status_tells_an_earlier_version_from_damage(lth: Any) -> None:
+    lth("sweep", "g.yaml", grid=GRID.replace(f", {BROKEN}", ""))
+    folder = Path("results/g/density=0.1,seeds=2/ok")
+    facts = manifest.read(folder)
+    assert facts is not None
+    seal = facts.pop("seal")
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    (state,) = status(folder)
+    assert (state.state, state.detail.split(", ")[-1]) == (
+        "done",
+        "of an earlier version: its manifest has no checksum of its own",
+    )
+    # Whether it is whole cannot be known, so that a run never takes it for finished.
+    assert not manifest.whole(folder, facts)
+    (folder / "manifest.json").write_text(json.dumps({**facts, "seal": seal}))
+    assert status(folder)[0].detail == "manifest.json is damaged: the next run makes it anew"
+    (folder / "claims.json").unlink()
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    assert str(status(folder)[0]) == "left     ok  (claims.json is missing: the next run makes it anew)"
 
 
 def test_status_of_runs_of_one_run_and_of_nothing(lth: Any) -> None:

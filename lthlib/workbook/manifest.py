@@ -88,7 +88,7 @@ def write(folder: Path, facts: Mapping[str, Any]) -> None:
     `seal` is the manifest's own checksum, of all that it says besides.
     """
     files = {path.relative_to(folder).as_posix(): checksum(path) for path in result_files(folder)}
-    said = {**facts, "files": files}
+    said = {name: value for name, value in facts.items() if name != "seal"} | {"files": files}
     write_json(folder / FILE, {**said, "seal": key(said)})
 
 
@@ -111,13 +111,27 @@ def finished(folder: Path, wanted: str) -> dict[str, Any] | None:
 
 def whole(folder: Path, facts: Mapping[str, Any]) -> bool:
     """Whether the manifest with these facts, and every file that it lists, is still what it was."""
+    return "seal" in facts and not fault(folder, facts)
+
+
+def fault(folder: Path, facts: Mapping[str, Any]) -> str:
+    """What is missing or damaged in the folder of the manifest with these facts, in a clause; nothing if all is well.
+
+    A manifest without `seal`, of a version that wrote none, shows its files' damage but not its own.
+    """
     said = {name: value for name, value in facts.items() if name != "seal"}
     try:
-        if facts.get("seal") != key(said) or (folder / FILE).read_text(encoding="utf-8") != json_text(facts):
-            return False
-        return all(checksum(folder / name) == digest for name, digest in facts["files"].items())
-    except (OSError, ValueError, TypeError):
-        return False
+        as_written = (folder / FILE).read_text(encoding="utf-8") == json_text(facts)
+        if "seal" in facts and (facts["seal"] != key(said) or not as_written):
+            return f"{FILE} is damaged"
+        for name, digest in facts["files"].items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if checksum(folder / name) != digest:
+                return f"{name} is damaged"
+    except (OSError, ValueError, TypeError) as error:
+        return f"it cannot be read ({error})"
+    return ""
 
 
 def result_files(folder: Path) -> list[Path]:

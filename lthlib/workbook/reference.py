@@ -10,17 +10,19 @@ from typing import Any
 import yaml
 
 from lthlib.errors import InputError
-from lthlib.store import write_atomically, write_text
+from lthlib.store import checksum, write_atomically, write_text
+from lthlib.workbook import manifest
 from lthlib.workbook.paths import notebooks_folder
 
 LARGEST = 2**20
-KEPT = ("metrics.parquet", "claims.json", "manifest.json")
+KEPT = ("metrics.parquet", "claims.json", manifest.FILE)
 
 
 def keep(run: Path, into: Path, *, figures: bool = True) -> list[Path]:
     """Copies the tables, claims, manifest and PNG figures of one finished run into `into`/<its name>, and lists them.
 
-    Raises InputError for a folder that holds no finished run, and for a file above 1 MiB.
+    The copy's manifest lists what was copied; what an earlier copy left besides is removed. Raises InputError for a
+    folder that holds no finished run, for a file above 1 MiB, and for one that has changed since the run ended.
     """
     files = [run / name for name in KEPT] + (sorted(run.glob("*.png")) if figures else [])
     missing = [path.name for path in files if not path.is_file()]
@@ -29,10 +31,17 @@ def keep(run: Path, into: Path, *, figures: bool = True) -> list[Path]:
     large = [path.name for path in files if path.stat().st_size > LARGEST]
     if large:
         raise InputError(f"{', '.join(large)} of {str(run)!r} is above 1 MiB, the most that is kept")
+    tables = [path for path in files if path.name != manifest.FILE]
+    facts = manifest.read(run)
+    if facts is None or any(facts["files"].get(path.name) != checksum(path) for path in tables):
+        raise InputError(f"{str(run)!r} is damaged (`lth status` says what is; run it again)")
     target = into / run.name
-    target.mkdir(parents=True, exist_ok=True)
-    for path in files:
+    for path in tables:
         write_atomically(target / path.name, partial(shutil.copyfile, path))
+    for path in manifest.result_files(target):
+        if path.name not in {one.name for one in tables}:
+            path.unlink()
+    manifest.write(target, facts)
     return [target / path.name for path in files]
 
 
@@ -52,12 +61,10 @@ def write_readme(folder: Path) -> Path:
 
 
 def _settings(run: Path) -> str:
-    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    facts = json.loads((run / manifest.FILE).read_text(encoding="utf-8"))
     hidden = ("out_dir", "data_dir", "profile", "device")
-    shown = ", ".join(f"{name} {value}" for name, value in manifest["parameters"].items() if name not in hidden)
-    return (
-        f"{shown}. Commit {str(manifest['code'].get('commit') or 'unknown')[:7]}, {manifest.get('seconds', 0):.0f} s."
-    )
+    shown = ", ".join(f"{name} {value}" for name, value in facts["parameters"].items() if name not in hidden)
+    return f"{shown}. Commit {str(facts['code'].get('commit') or 'unknown')[:7]}, {facts.get('seconds', 0):.0f} s."
 
 
 def _tables(run: Path) -> list[str]:

@@ -66,10 +66,12 @@ def _state(path: Path, folder: Path) -> State:
     took = f"{seconds:.0f} s" if isinstance(seconds, int | float) else ""
     if facts["status"] != "finished":
         return State(name, "failed", str(facts.get("reason", "")))
-    if not manifest.whole(path, facts):
-        return State(name, "left", "damaged, or of an earlier version: the next run makes it anew")
+    if wrong := manifest.fault(path, facts):
+        return State(name, "left", f"{wrong}: the next run makes it anew")
     verdicts = facts.get("verdicts")
     said = [f"{count} {verdict}" for verdict, count in verdicts.items()] if isinstance(verdicts, dict) else []
+    if "seal" not in facts:
+        said.append("of an earlier version: its manifest has no checksum of its own")
     return State(name, "done", ", ".join([*([took] if took else []), *said]))
 
 
