@@ -25,6 +25,8 @@ def test_a_machine_that_is_ready(tmp_path: Path) -> None:
     ]
     assert lines[-1] == "ok   data      digits: 1200 + 297 + 300 images"
     assert "torch" in lines[0]
+    assert lines[4].endswith("out can be made")
+    assert list(tmp_path.iterdir()) == []
     assert all("\n" not in line for line in lines)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from hashlib import md5
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from lthlib.errors import InputError
 from lthlib.workbook.kernel import processor
 from lthlib.workbook.manifest import versions
-from lthlib.workbook.runner import writable
 
 FREE_DISK = 2 * 2**30  # bytes; a quick run of all notebooks leaves a fraction of it
 FREE_MEMORY = 2 * 2**30  # bytes; one kernel peaks at about one of them
@@ -101,12 +101,14 @@ def _memory() -> Finding:
 
 def _access(out: Path, data_dir: Path) -> Iterator[Finding]:
     for what, folder in (("results", out), ("data", data_dir)):
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         try:
-            writable(folder)
-        except InputError as error:
-            yield Finding(what, False, str(error))
+            # Of a folder that is not there yet the one above is tried: to look must leave nothing behind.
+            TemporaryFile(dir=there).close()
+        except OSError as error:
+            yield Finding(what, False, f"cannot write {str(folder)!r}: {error.strerror} (choose a writable folder)")
         else:
-            yield Finding(what, True, f"{folder} can be written")
+            yield Finding(what, True, f"{folder} can be {'written' if folder.exists() else 'made'}")
 
 
 def _data(data_dir: Path) -> Iterator[Finding]:
