@@ -12,7 +12,8 @@ from lthlib.errors import InputError
 from lthlib.workbook import profiles
 from lthlib.workbook.notebooks import read
 from lthlib.workbook.parameters import Parameter, check_all, read_cell
-from lthlib.workbook.plan import plan
+from lthlib.workbook.plan import longest_first, plan
+from lthlib.workbook.runner import Task
 from lthlib.workbook.values import read_yaml
 
 FIXTURES = Path(__file__).parent / "fixtures" / "notebooks"
@@ -337,3 +338,11 @@ def test_notebooks_are_found_by_number_name_and_path(tmp_path: Path) -> None:
         find(["extra", str(other.parent / "extra.ipynb")], known)
     with pytest.raises(InputError, match="no notebooks"):
         find([], {})
+
+
+def test_the_longest_runs_come_first_and_those_never_kept_before_them(tmp_path: Path) -> None:
+    for name, seconds in (("short", 2), ("long", 20)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"seconds": seconds}))
+    tasks = [Task(Path(f"{name}.ipynb"), {}, "out") for name in ("short", "long", "unknown")]
+    assert [task.name for task in longest_first(tasks, tmp_path)] == ["unknown", "long", "short"]

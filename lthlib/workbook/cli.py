@@ -291,6 +291,7 @@ def _run_with_bar(tasks: "Sequence[Task]", jobs: int, force: bool) -> "list[Outc
         TimeRemainingColumn,
     )
 
+    from lthlib.workbook.plan import longest_first
     from lthlib.workbook.runner import run_all
 
     columns = (
@@ -303,10 +304,11 @@ def _run_with_bar(tasks: "Sequence[Task]", jobs: int, force: bool) -> "list[Outc
         TimeRemainingColumn(),
     )
     outcomes = []
-    waiting = [task.name for task in tasks]
+    queue = longest_first(tasks) if jobs > 1 else tasks
+    waiting = [task.name for task in queue]
     with Progress(*columns, console=Console(stderr=True)) as bar:
         line = bar.add_task(_now(waiting, jobs), total=len(tasks))
-        for outcome in run_all(tasks, jobs=jobs, force=force):
+        for outcome in run_all(queue, jobs=jobs, force=force):
             outcomes.append(outcome)
             waiting.remove(outcome.notebook)
             bar.update(line, advance=1, description=_now(waiting, jobs))

@@ -1,12 +1,13 @@
 """What a command asks for, as tasks: every name and value checked, nothing run yet."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from lthlib.errors import InputError
-from lthlib.workbook import profiles
+from lthlib.workbook import manifest, profiles
 from lthlib.workbook.notebooks import Notebook, catalogue, find, read
-from lthlib.workbook.paths import notebooks_folder
+from lthlib.workbook.paths import notebooks_folder, project_root
 from lthlib.workbook.runner import Task
 
 
@@ -38,3 +39,17 @@ def plan(
         fitting = {name: value for name, value in filled.items() if name in notebook.parameters}
         tasks.append(Task(notebook.path, {**values[notebook.name], **fitting}, out_dir))
     return tasks
+
+
+def longest_first(tasks: Sequence[Task], kept: Path | None = None) -> list[Task]:
+    """The tasks in the order for several at a time: long ones first, so that none is left alone at the end.
+
+    How long a notebook takes is read from the run of it that is `kept` with the quick profile (default: the project's
+    own, results/reference/quick); notebooks without one count as longest.
+    """
+    kept = kept or project_root() / "results/reference/quick"
+
+    def seconds(task: Task) -> float:
+        return float((manifest.read(kept / task.name) or {}).get("seconds", math.inf))
+
+    return sorted(tasks, key=seconds, reverse=True)
