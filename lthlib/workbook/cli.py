@@ -86,6 +86,7 @@ def sweep(
     address: Annotated[str, typer.Option(help="Ray cluster: auto or HOST:PORT; none: one of this machine.")] = "",
     gpus_per_run: Annotated[float, typer.Option(min=0, help="Ray: GPUs, or a share of one, for each run.")] = 0.0,
     cpus_per_run: Annotated[float, typer.Option(min=0, help="Ray: cores for each run.")] = 1.0,
+    share: Annotated[str, typer.Option(help="Keep results there too: s3://..., file://...", metavar="URL")] = "",
     force: Annotated[bool, typer.Option("--force", help="Run again what is finished.")] = False,
 ) -> None:
     """Runs every combination of a grid into DIR/<grid>/<point>/<notebook>/, with one table, DIR/<grid>/sweep.parquet.
@@ -95,15 +96,18 @@ def sweep(
     `seeds: 5`.
     """
     from lthlib.errors import unknown
-    from lthlib.workbook import board, ray_engine, runner
+    from lthlib.workbook import board, ray_engine, remote, runner
     from lthlib.workbook import sweep as sweeps
 
     if engine not in ("local", "ray"):
         raise unknown("engine", engine, ("local", "ray"))
     found = sweeps.load(grid)
-    planned = sweeps.runs(found, out)
+    shared = sweeps.address_of(found, share)
+    planned = sweeps.runs(found, out, shared=shared)
     tasks, folder = [run.task for run in planned], sweeps.folder_of(found, out)
     runner.writable(folder)
+    if shared:
+        remote.check(shared)
     devices = sorted({str(task.parameters.get("device", "auto")) for task in tasks})
     if engine == "ray":
         events = ray_engine.progress(
@@ -113,7 +117,7 @@ def sweep(
         for device in devices:
             runner.check_device(device)
         events = runner.progress(tasks, jobs=jobs, force=force, gpus=runner.visible_gpus(devices), apart=True)
-    sweeps.write_plan(folder, planned)
+    sweeps.write_plan(folder, planned, shared)
     state = board.Board(len(tasks))
     try:
         for _ in board.watch(events, state, {run.task.out_dir: run.name for run in planned}):
@@ -121,7 +125,7 @@ def sweep(
     except KeyboardInterrupt:
         print(f"interrupted: {state.summary()}; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
-    table = sweeps.close(folder, planned)
+    table = sweeps.close(folder, planned, shared)
     print(*board.failures(state), f"{folder}: {state.summary()}", *([f"Table: {table}"] if table else []), sep="\n")
     if state.count("failed"):
         raise typer.Exit(1)
@@ -130,7 +134,7 @@ def sweep(
 @app.command(short_help="Says what is done, running, failed and left.")
 def status(
     folder: Annotated[
-        str, typer.Argument(metavar="DIR", help="Folder of results, of a sweep or of one run.")
+        str, typer.Argument(metavar="DIR", help="Folder (or URL) of results, of a sweep or of one run.")
     ] = "results",
 ) -> None:
     """Says of every run in DIR whether it is done, running, failed or left, one line each.
@@ -138,9 +142,14 @@ def status(
     Exit code 1 where one has failed.
     """
     from lthlib.workbook.paths import project_path
+    from lthlib.workbook.remote import copied, is_address
     from lthlib.workbook.status import status, summary
 
-    states = status(project_path(folder))
+    if is_address(folder):
+        with copied(folder) as copy:
+            states = status(copy)
+    else:
+        states = status(project_path(folder))
     print(*states, summary(states), sep="\n")
     if any(state.state == "failed" for state in states):
         raise typer.Exit(1)

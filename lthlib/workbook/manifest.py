@@ -95,9 +95,17 @@ def write(folder: Path, facts: Mapping[str, Any]) -> None:
 def read(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder; None where there is none or it is damaged."""
     try:
-        facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return parse((folder / FILE).read_bytes())
+    except OSError:
+        return None
+
+
+def parse(content: bytes) -> dict[str, Any] | None:
+    """What the bytes of a manifest say; None where they are no manifest's."""
+    try:
+        facts = json.loads(content)
         return facts if isinstance(facts["files"], dict) and isinstance(facts["status"], str) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -1,7 +1,7 @@
 """Runs on a Ray cluster, or on one that is started here for the while; what a lost node had is run on another.
 
-Ray is an optional extra, imported when it is asked for. Results lie where every node sees them under one path, and so
-do the notebooks and this Python's packages: a shared folder.
+Ray is an optional extra, imported when it is asked for. Notebooks and this Python's packages lie under one path on
+every node. So do results, in a shared folder, or else tasks have an address to share them at (`remote`).
 """
 
 import os

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lthlib.errors import InputError
-from lthlib.workbook import manifest
+from lthlib.workbook import manifest, remote
 from lthlib.workbook.notebooks import Notebook, read
 from lthlib.workbook.parameters import check_all
 from lthlib.workbook.paths import project_path
@@ -30,11 +30,12 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_
 
 @dataclass(frozen=True)
 class Task:
-    """One run to make: a notebook, all its parameters, and the folder for its results."""
+    """One run to make: a notebook, all its parameters, the folder for its results, and an address to share them at."""
 
     notebook: Path
     parameters: dict[str, Any]
     out_dir: str
+    shared: str = ""
 
     @property
     def name(self) -> str:
@@ -45,6 +46,12 @@ class Task:
     def folder(self) -> Path:
         """The folder for its results."""
         return project_path(self.out_dir)
+
+    @property
+    def key(self) -> str:
+        """What the manifest of this run, once finished, has as its key."""
+        found = read(self.notebook)
+        return manifest.run_key(found, check_all(found.parameters, self.parameters))
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,13 @@ class Outcome:
 
 
 def run_notebook(
-    notebook: Path | str, parameters: Mapping[str, Any], out_dir: str, *, force: bool = False, patient: bool = True
+    notebook: Path | str,
+    parameters: Mapping[str, Any],
+    out_dir: str,
+    *,
+    shared: str = "",
+    force: bool = False,
+    patient: bool = True,
 ) -> Outcome:
     """Executes one notebook into the folder `out_dir`, unless the same run is finished there; needs no engine.
 
@@ -70,7 +83,8 @@ def run_notebook(
     reads `out_dir` by `paths.project_path`, as is done here. Leaves NAME.ipynb, NAME.html, what the notebook
     promised (`PROMISED` and figures) and manifest.json; a failed notebook leaves the first two, with its error, and a
     manifest that says so. Two processes with one `out_dir` run one after the other, or where not `patient` the second
-    comes back at once, busy. Raises InputError for parameters that do not fit and for a folder that cannot be written.
+    comes back at once, busy. A run that is finished at the address `shared` is taken from there, and one that is not is
+    sent there (see `remote`). Raises InputError for parameters that do not fit and for a folder that cannot be written.
     """
     found = read(Path(notebook))
     values = check_all(found.parameters, parameters)
@@ -83,10 +97,25 @@ def run_notebook(
             return Outcome(found.name, "busy", 0.0)
         wanted = manifest.run_key(found, values)
         facts = None if force else manifest.finished(folder, wanted)
-        if facts is not None:
-            return Outcome(found.name, "skipped", facts["seconds"], verdicts=facts["verdicts"])
-        manifest.clear(folder)
-        return _run(found, values, folder, wanted)
+        if facts is None and shared and not force:
+            facts = remote.fetch(shared, folder, wanted)
+        if facts is None:
+            manifest.clear(folder)
+            outcome = _run(found, values, folder, wanted)
+        else:
+            outcome = Outcome(found.name, "skipped", facts["seconds"], verdicts=facts["verdicts"])
+        if shared and (outcome.status == "done" or (facts is not None and not remote.holds(shared, wanted))):
+            remote.send(folder, shared)
+        return outcome
+
+
+def bring(task: Task) -> None:
+    """Takes the finished run of a task from its address, if it has one, where its folder has not got it."""
+    if not task.shared:
+        return
+    with _alone(task.folder, patient=False) as alone:
+        if alone and manifest.finished(task.folder, task.key) is None:
+            remote.fetch(task.shared, task.folder, task.key)
 
 
 def run_all(tasks: Sequence[Task], *, jobs: int = 1, force: bool = False) -> Iterator[Outcome]:
@@ -219,7 +248,9 @@ def run_task(task: Task, force: bool = False, patient: bool = True) -> Outcome:
     """`run_notebook` for a task; what goes wrong is an outcome too, with one line that says why."""
     start = perf_counter()
     try:
-        return run_notebook(task.notebook, task.parameters, task.out_dir, force=force, patient=patient)
+        return run_notebook(
+            task.notebook, task.parameters, task.out_dir, shared=task.shared, force=force, patient=patient
+        )
     except Exception as error:
         # The other notebooks go on; what nobody foresaw keeps its traceback. A full disk says enough in one line.
         if not isinstance(error, InputError | OSError):

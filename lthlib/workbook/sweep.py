@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 from lthlib.errors import InputError, unknown
 from lthlib.store import key, write_atomically, write_json
-from lthlib.workbook import manifest
+from lthlib.workbook import manifest, remote
 from lthlib.workbook.notebooks import read
 from lthlib.workbook.parameters import RESERVED, Parameter
 from lthlib.workbook.paths import project_path
 from lthlib.workbook.plan import plan
-from lthlib.workbook.runner import Task
+from lthlib.workbook.runner import Task, bring
 from lthlib.workbook.values import read_yaml_file
 
 if TYPE_CHECKING:
@@ -105,10 +105,11 @@ def parse(found: object, name: str) -> Grid:
     return Grid(name, tuple(str(one) for one in notebooks), profile, values)
 
 
-def runs(grid: Grid, out: str, folder: Path | None = None) -> list[Run]:
+def runs(grid: Grid, out: str, folder: Path | None = None, shared: str = "") -> list[Run]:
     """All runs of a grid, notebook by notebook, the last parameter moving fastest; nothing is run yet.
 
-    `folder` holds the notebooks and `profiles/`, as for `plan`. Raises InputError with a line for each mistake.
+    `folder` holds the notebooks and `profiles/`, as for `plan`; `shared` is the sweep's address, if it has one. Raises
+    InputError with a line for each mistake.
     """
     tasks = plan(grid.notebooks, grid.profile, [], out, folder)
     parameters = {task.name: read(task.notebook).parameters for task in tasks}
@@ -135,7 +136,9 @@ def runs(grid: Grid, out: str, folder: Path | None = None) -> list[Run]:
             point = point_name(values)
             out_dir = Path(out, grid.name, point, task.name).as_posix()
             filled = {"out_dir": out_dir} if "out_dir" in parameters[task.name] else {}
-            found.append(Run(point, values, Task(task.notebook, {**task.parameters, **values, **filled}, out_dir)))
+            given = {**task.parameters, **values, **filled}
+            address = f"{shared}/{point}/{task.name}" if shared else ""
+            found.append(Run(point, values, Task(task.notebook, given, out_dir, address)))
     return found
 
 
@@ -187,12 +190,17 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def write_plan(folder: Path, planned: Sequence[Run]) -> None:
-    """Writes `sweep.json`: every run, by point and notebook, with its values. `lth status` reads what is left there."""
+def write_plan(folder: Path, planned: Sequence[Run], shared: str = "") -> None:
+    """Writes `sweep.json`: every run, by point and notebook, with its values. `lth status` reads what is left there.
+
+    It is sent to `shared`, the sweep's address, too.
+    """
     record = [
         {"point": run.point, "notebook": run.task.name, "values": manifest.portable(run.values)} for run in planned
     ]
     write_json(folder / PLAN, {"runs": record})
+    if shared:
+        remote.send_file(folder / PLAN, shared)
 
 
 def read_plan(folder: Path) -> list[tuple[str, str]]:
@@ -251,16 +259,30 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
-def close(folder: Path, planned: Sequence[Run]) -> Path | None:
-    """Gathers what has finished so far: a page for each point, and the table, whose path it returns."""
+def close(folder: Path, planned: Sequence[Run], shared: str = "") -> Path | None:
+    """Gathers what has finished so far: a page for each point, and the table, whose path it returns.
+
+    Runs that only their address has, made on machines without this folder, are taken from there first; the table is
+    sent to `shared`, the sweep's address.
+    """
     from lthlib.workbook.report import run_folders, write_index
 
+    for run in planned:
+        bring(run.task)
     for point in dict.fromkeys(folder / run.point for run in planned):
         if point.is_dir() and run_folders(point):
             write_index(point)
-    return write_table(folder, planned)
+    table = write_table(folder, planned)
+    if table and shared:
+        remote.send_file(table, shared)
+    return table
 
 
 def folder_of(grid: Grid, out: str) -> Path:
     """The folder of a grid's results."""
     return project_path(Path(out, grid.name))
+
+
+def address_of(grid: Grid, share: str) -> str:
+    """The address of a grid's results below the address `share`; nothing where that is nothing."""
+    return f"{share.rstrip('/')}/{grid.name}" if share else ""
