@@ -343,6 +343,8 @@ def test_notebooks_are_found_by_number_name_and_path(tmp_path: Path) -> None:
 def test_the_longest_runs_come_first_and_those_never_kept_before_them(tmp_path: Path) -> None:
     for name, seconds in (("short", 2), ("long", 20)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text(json.dumps({"seconds": seconds}))
+        (tmp_path / name / "manifest.json").write_text(
+            json.dumps({"status": "finished", "files": {}, "seconds": seconds})
+        )
     tasks = [Task(Path(f"{name}.ipynb"), {}, "out") for name in ("short", "long", "unknown")]
     assert [task.name for task in longest_first(tasks, tmp_path)] == ["unknown", "long", "short"]
