@@ -6,20 +6,26 @@ import json
 import pickle
 import sys
 import tarfile
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nbformat
 import pytest
 import torch
+from nbformat.v4 import new_markdown_cell, new_notebook
 from torchvision.datasets.utils import extract_archive
 
 from lthlib import data
 from lthlib.errors import InputError
+from lthlib.evidence.grids import verdict_table
+from lthlib.evidence.statements import statement_table
 from lthlib.evidence.widgets.expressions import parse
 from lthlib.ticket import Ticket, _digest
-from lthlib.workbook import ray_engine, sweep
+from lthlib.workbook import execution, ray_engine, sweep
+from lthlib.workbook.export import to_html
 from lthlib.workbook.values import read_yaml
 
 PACKAGE = Path(__file__).parents[1] / "lthlib"
@@ -84,16 +90,22 @@ def test_a_harmful_pickle_in_place_of_data_is_not_read(tmp_path: Path) -> None:
 
 
 def test_an_archive_is_unpacked_inside_its_folder_only(tmp_path: Path) -> None:
-    for name in ("../outside", str(tmp_path / "absolute")):
-        archive = tmp_path / "a.tar"
-        with tarfile.open(archive, "w") as tar:
+    tar_file, zip_file = tmp_path / "a.tar", tmp_path / "a.zip"
+    for name in ("../outside", str(tmp_path / "absolute"), "link/outside"):
+        with tarfile.open(tar_file, "w") as tar:
+            link = tarfile.TarInfo("link")
+            link.type, link.linkname = tarfile.SYMTYPE, ".."
             member = tarfile.TarInfo(name)
             member.size = 1
-            tar.addfile(member, io.BytesIO(b"x"))
+            for one in (link, member) if name.startswith("link") else (member,):
+                tar.addfile(one, io.BytesIO(b"x"))
+        with zipfile.ZipFile(zip_file, "w") as packed:
+            packed.writestr(name, b"x")
         # An absolute path loses its slash and lands inside; what climbs out is refused.
         with suppress(tarfile.FilterError):
-            extract_archive(str(archive), str(tmp_path / "in"))
-    assert {path.name for path in tmp_path.iterdir()} <= {"a.tar", "in"}
+            extract_archive(str(tar_file), str(tmp_path / "in"))
+        extract_archive(str(zip_file), str(tmp_path / "in"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.tar", "a.zip", "in"}
 
 
 def test_loading_a_ticket_imports_no_module_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +153,26 @@ def test_yaml_makes_plain_values_only(tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text("notebooks: !!python/object/apply:os.system [touch harmed]")
     with pytest.raises(InputError, match="not valid YAML"):
         sweep.load(tmp_path / "g.yaml")
+
+
+def test_tables_in_a_page_escape_what_they_show() -> None:
+    harm = "<script>harm()</script>"
+    said = {"id": "C1", "claim": harm, "statistic": harm, "source": harm, "margin": 0.5}
+    record = {**said, "estimate": 1.0, "ci": [0.5, 1.5], "n": 3, "verdict": "supported"}
+    pages = [verdict_table([record]).to_html(), statement_table({"C1": SimpleNamespace(**said, kind=harm)}).to_html()]
+    for page in pages:
+        assert "<script" not in page
+        assert "&lt;script&gt;harm()" in page
+
+
+def test_a_page_escapes_a_dead_kernel_s_last_words(tmp_path: Path) -> None:
+    harm = "```\n<script>harm()</script>"
+    notebook = new_notebook(cells=[new_markdown_cell("# A")], metadata={"papermill": {}})
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    execution._mark_failed(tmp_path / "n.ipynb", harm.replace("\n", " "), harm)
+    page = to_html(nbformat.read(tmp_path / "n.ipynb", as_version=4), "n", tmp_path)
+    assert "<script" not in page
+    assert page.count("harm()") == 2
 
 
 def test_a_sweep_s_folders_stay_in_its_own(tmp_path: Path) -> None:

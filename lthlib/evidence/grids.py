@@ -269,6 +269,7 @@ def verdict_table(records: Iterable[Mapping[str, Any]]) -> Styler:
     left = [{"selector": "td, th", "props": "text-align: left; vertical-align: top; padding: 4px 8px"}]
     # A fixed identifier, because two runs of a notebook should give the same page.
     styler = Styler(table, uuid="verdicts", cell_ids=False).hide(axis="index").set_table_styles(left)
+    styler = styler.format(escape="html")
     return styler.map(_shade, subset=["verdict"]) if rows else styler
 
 

@@ -43,5 +43,5 @@ def statement_table(claims: dict[str, Claim]) -> Styler:
     """What will be decided, and how: one row a claim, to be shown before the first result."""
     columns = ("id", "claim", "source", "statistic", "kind", "margin")
     frame = pd.DataFrame([{name: getattr(claim, name) for name in columns} for claim in claims.values()])
-    table = frame.style.hide(axis="index").format({"margin": "{:g}"})
+    table = frame.style.hide(axis="index").format({"margin": "{:g}"}, escape="html")
     return table.set_properties(**{"text-align": "left", "vertical-align": "top"})

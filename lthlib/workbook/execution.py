@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from json import loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,7 +143,8 @@ def _mark_failed(target: Path, reason: str, log: str) -> None:
     notebook = nbformat.read(target, as_version=4)
     notebook.metadata.papermill["exception"] = True
     begun = [i for i, cell in enumerate(notebook.cells) if cell.metadata.get("papermill", {}).get("start_time")]
-    text = f"**Execution stopped here: {reason}**" + (f"\n\n```\n{log}\n```" if log else "")
+    # What a kernel said last is anyone's text, and Markdown passes HTML on.
+    text = f"**Execution stopped here: {escape(reason)}**" + (f"\n\n<pre>{escape(log)}</pre>" if log else "")
     notebook.cells.insert(begun[-1] if begun else 0, new_markdown_cell(text, metadata={"tags": [ERROR_TAG]}))
     nbformat.write(notebook, target)
 
