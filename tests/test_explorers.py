@@ -360,6 +360,25 @@ def test_the_boards_list_of_claims_follows_the_filter(records: list[dict[str, An
     board.close()
 
 
+def test_a_change_of_the_board_draws_once_and_reads_no_rows_until_they_are_unfolded(
+    records: list[dict[str, Any]],
+) -> None:
+    save_metrics(pd.DataFrame({"accuracy": np.arange(30.0)}), records[0]["folder"])
+    board = ClaimsBoard(records=records)
+    assert board.box
+    drawn = board.redraws
+    board.controls["verdict"].value = "supported"
+    assert (board.redraws, board.table.value) == (drawn + 1, "")
+    board.fold.selected_index = 0
+    assert "rows 1 to 12 of 30" in board.table.value
+    assert board.controls["page"].max == 2
+    board.controls["page"].value = 2
+    assert "rows 25 to 30 of 30" in board.table.value
+    board.fold.selected_index = None
+    assert board.table.value == ""
+    board.close()
+
+
 # --- finished runs ---
 
 

@@ -1,6 +1,7 @@
 """ClaimsBoard: every claim of every run, by verdict, down to the rows that decided it."""
 
 import html
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,9 +47,15 @@ class ClaimFacts:
 
 def run_of(record: Record) -> str:
     """A run's name on the board: the notebook, and the folder of its profile."""
-    folder = Path(record["folder"])
-    parent = "reference/" if folder.parent.parent.name == "reference" else ""
-    return f"{record['notebook']} ({parent}{folder.parent.name or record['profile']})"
+    return _run_name(record["folder"], record["notebook"], record["profile"])
+
+
+# Hundreds of claims share a few runs, and taking paths apart for each of them took half of a redraw.
+@lru_cache(maxsize=256)
+def _run_name(folder: str, notebook: str, profile: str) -> str:
+    profiles = Path(folder).parent
+    parent = "reference/" if profiles.parent.name == "reference" else ""
+    return f"{notebook} ({parent}{profiles.name or profile})"
 
 
 def key_of(record: Record) -> str:
@@ -64,7 +71,8 @@ def claim_facts(
     A claim that the filter leaves out gives way to the first that it lets through. Raises InputError for an unknown
     verdict or run.
     """
-    runs = tuple(dict.fromkeys(run_of(record) for record in records))
+    sizes = Counter(map(run_of, records))
+    runs = tuple(sizes)
     if verdict not in (EVERY, *VERDICTS):
         raise unknown("verdict", verdict, (EVERY, *VERDICTS))
     if run not in (EVERY, *runs):
@@ -77,17 +85,15 @@ def claim_facts(
         and run in (EVERY, run_of(record))
         and all(word in f"{record['id']} {record['claim']} {record['source']}".lower() for word in words)
     ]
-    counts = {
-        kind: tuple(sum(record["verdict"] == kind and run_of(record) == one for record in passed) for one in runs)
-        for kind in VERDICTS
-    }
+    found = Counter((record["verdict"], run_of(record)) for record in passed)
+    counts = {kind: tuple(found[kind, one] for one in runs) for kind in VERDICTS}
     chosen = next((record for record in passed if key_of(record) == claim), passed[0] if passed else None)
     totals = ", ".join(f"{sum(counts[kind])} {kind}" for kind in VERDICTS)
     readout = f"{len(passed)} of {len(records)} claims: {totals}"
     if chosen is not None:
         readout += f"; {key_of(chosen)}: {chosen['verdict']}, estimate {interval_text(chosen)}, n = {chosen['n']}"
-    most = max((sum(run_of(record) == one for record in records) for one in runs), default=1)
-    return ClaimFacts(readout, runs, runs, most, counts, tuple(key_of(record) for record in passed), chosen)
+    most = max(sizes.values(), default=1)
+    return ClaimFacts(readout, runs, runs, most, counts, tuple(map(key_of, passed)), chosen)
 
 
 def interval_text(record: Record) -> str:
@@ -169,6 +175,11 @@ def rows_of(folder: str) -> pd.DataFrame:
         return pd.DataFrame()
 
 
+def last_page(claim: Record | None) -> int:
+    """The number of the last page of the rows behind a claim, from 0."""
+    return 0 if claim is None else max(0, len(rows_of(str(claim["folder"]))) - 1) // ROWS
+
+
 def page_of(claim: Record | None, page: int) -> str:
     """One page of the rows behind a claim, as HTML; every text is escaped."""
     if claim is None:
@@ -176,8 +187,7 @@ def page_of(claim: Record | None, page: int) -> str:
     rows = rows_of(str(claim["folder"]))
     if rows.empty:
         return "<p>This run has no table.</p>"
-    last = (len(rows) - 1) // ROWS
-    start = ROWS * min(page, last)
+    start = ROWS * min(page, last_page(claim))
     part = rows.iloc[start : start + ROWS].dropna(axis=1, how="all")
     head = f"rows {start + 1} to {start + len(part)} of {len(rows):,}, {run_of(claim)}"
     table = part.to_html(index=False, escape=True, border=0, float_format=lambda value: f"{value:.4g}")
@@ -214,24 +224,26 @@ class ClaimsBoard(Explorer):
             "run": dropdown("run", (EVERY, *facts.runs)),
             "search": controls.Text(value="", **more),
             "claim": dropdown("claim", facts.keys or ("",)),
-            "page": whole_slider("table page", 0, 20, 0),
+            "page": whole_slider("table page", 0, 1, 0),
         }
 
     def extras(self) -> list[controls.Widget]:
         """The page of the table; it stands above the picture so that long tables do not move it."""
         self.table = controls.HTML()
-        fold = controls.Accordion([self.table], selected_index=None)
-        fold.set_title(0, "Rows behind the claim")
-        return [fold]
+        self.fold = controls.Accordion([self.table], selected_index=None)
+        self.fold.set_title(0, "Rows behind the claim")
+        self.fold.observe(lambda _: self.redraw(), "selected_index")
+        return [self.fold]
 
-    def redraw(self) -> None:
-        """Shows claims, the chosen one, and its rows."""
-        super().redraw()
-        with self._lock, self.busy("reading"):
-            facts = self._facts(**self.settings)
-            choice = self.controls["claim"]
-            if tuple(choice.options) != (facts.keys or ("",)):
-                choice.options = facts.keys or ("",)
-                if facts.claim is not None:
-                    choice.value = key_of(facts.claim)
-            self.table.value = page_of(facts.claim, self.settings["page"])
+    def follow(self, facts: ClaimFacts) -> None:
+        """The choice of claims becomes those that pass the filter; the rows are read where they are unfolded."""
+        choice, page = self.controls["claim"], self.controls["page"]
+        keys, unfolded = facts.keys or ("",), self.fold.selected_index is not None
+        with self.deaf():
+            if choice.options != keys:
+                choice.options = keys
+            if facts.claim is not None:
+                choice.value = key_of(facts.claim)
+            if unfolded:
+                page.max = max(1, last_page(facts.claim))
+        self.table.value = page_of(facts.claim, page.value) if unfolded else ""

@@ -48,6 +48,7 @@ class Explorer:
         self.redraws = 0
         # A training that ends redraws from its own thread.
         self._lock = RLock()
+        self._deaf = False
 
     # --- without widgets ---
 
@@ -96,7 +97,7 @@ class Explorer:
         self._box.add_class("lth-explorer")
         redraw = Debounced(self.redraw)
         for control in self.controls.values():
-            control.observe(lambda _: redraw(), "value")
+            control.observe(lambda _: None if self._deaf else redraw(), "value")
         self.redraw()
 
     def redraw(self) -> None:
@@ -105,7 +106,20 @@ class Explorer:
             facts = self.facts(**self.settings)
             self.image.value = self._painter.png(facts)
             self.numbers.value = f'<span class="lth-readout" role="status">{html.escape(facts.readout)}</span>'
+            self.follow(facts)
             self.redraws += 1
+
+    def follow(self, facts: Any) -> None:
+        """Sets what else depends on the facts that have just been drawn: further widgets, other controls' choices."""
+
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Meanwhile a control that changes redraws nothing, because the picture shows it already."""
+        self._deaf = True
+        try:
+            yield
+        finally:
+            self._deaf = False
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
