@@ -6,7 +6,7 @@ Python's lock, so Python's threads can carry it: they hand the next part to whic
 compile in half the time of numba's parallel loops. It is cached on disk.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -70,7 +70,11 @@ def _parts(start: int, stop: int, length: int) -> list[tuple[int, int]]:
     return [(first, min(first + length, stop)) for first in range(start, stop, length)]
 
 
-def _in_threads(work: Callable[[tuple[int, int]], None], parts: Iterable[tuple[int, int]]) -> None:
+def _in_threads(work: Callable[[tuple[int, int]], None], parts: Sequence[tuple[int, int]]) -> None:
+    # A thread takes longer to start than one small instance to solve.
+    if len(parts) == 1:
+        work(parts[0])
+        return
     with ThreadPoolExecutor(config.NUMBA_NUM_THREADS) as threads:  # type: ignore[attr-defined]
         list(threads.map(work, parts))
 
