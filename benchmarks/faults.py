@@ -218,12 +218,11 @@ def many(folder: Path, count: int) -> list[Row]:
     code, _ = ended(runner)
     wall = time.perf_counter() - start
     done = len(_finished(folder))
-    # Start-up in the first quarter; the last holds the table, made once at the end, apart from its final seconds.
-    middle = samples[len(samples) // 4 : -4] or samples
+    later = samples[len(samples) // 4 :]
     return [
         Row(f"{count} notebooks on 4 workers: not finished", count - done + (code != 0), "runs", goal=NONE),
-        Row("runner's memory: largest / at a quarter", max(middle) / middle[0], "x", goal="<= 1.05"),
-        Row("runner's memory", statistics.median(middle) / 2**20, "MiB"),
+        Row("runner's memory: largest / at a quarter", max(later) / later[0], "x", goal="<= 1.05"),
+        Row("runner's memory", statistics.median(later) / 2**20, "MiB"),
         Row(f"{count} notebooks on 4 workers", wall / count, "s a notebook"),
     ]
 

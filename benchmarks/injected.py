@@ -111,18 +111,14 @@ def date_files(folder: Path, when: float) -> None:
         os.utime(path, (when, when))
 
 
-def memory(process: psutil.Process) -> int:
-    """Resident bytes of one process without its children; 0 once it has ended."""
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
 def watched(runner: Command, every: float = 0.5) -> list[int]:
-    """The runner's resident memory over time until it ends."""
+    """The runner's own resident bytes over time, while it has workers: not at its start, nor when it makes the table."""
     process, samples = psutil.Process(runner.process.pid), []
     while runner.process.poll() is None:
-        samples.append(memory(process))
+        try:
+            if any("spawn_main" in " ".join(child.cmdline()) for child in process.children()):
+                samples.append(int(process.memory_info().rss))
+        except psutil.Error:
+            pass
         time.sleep(every)
-    return [sample for sample in samples if sample]
+    return samples
