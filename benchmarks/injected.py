@@ -112,7 +112,7 @@ def date_files(folder: Path, when: float) -> None:
 
 
 def watched(runner: Command, every: float = 0.5) -> list[int]:
-    """The runner's own resident bytes over time, while it has workers: not at its start, nor when it makes the table."""
+    """The runner's own resident bytes over time while it has workers: not as it starts, nor as it makes the table."""
     process, samples = psutil.Process(runner.process.pid), []
     while runner.process.poll() is None:
         try:
