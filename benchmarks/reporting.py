@@ -3,13 +3,13 @@
 import argparse
 import json
 import operator
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from lthlib.workbook.machine import cores, processor
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def machine() -> str:
     """The machine in one line: processor and number of cores this process may use."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        processor = names[0] if names else processor
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor}, {cores} cores"
+    return f"{processor()}, {cores()} cores"
 
 
 def report(rows: Iterable[Row], json_file: Path | None = None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from lthlib.errors import InputError
-from lthlib.workbook.kernel import processor
+from lthlib.workbook.machine import cores, processor
 from lthlib.workbook.manifest import versions
 
 FREE_DISK = 2 * 2**30  # bytes; a quick run of all notebooks leaves a fraction of it
@@ -66,8 +66,7 @@ def _packages() -> Finding:
 def _device() -> Finding:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = f"{processor()}, {cores} cores"
+    found = f"{processor()}, {cores()} cores"
     if not torch.cuda.is_available():
         return Finding("device", True, f"{found}; no CUDA device")
     try:

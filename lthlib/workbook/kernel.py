@@ -6,13 +6,14 @@ because a kernel that ends slowly is killed before it could report at its end.
 
 import json
 import os
-import platform
 import resource
 import sys
 from pathlib import Path
 from threading import Thread
 from time import sleep
 from typing import Any
+
+from lthlib.workbook.machine import processor
 
 REPORT = "LTH_KERNEL_REPORT"
 
@@ -78,16 +79,6 @@ def peak_memory() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from lthlib.errors import InputError
 from lthlib.workbook import manifest, remote
+from lthlib.workbook.machine import cores
 from lthlib.workbook.notebooks import Notebook, read
 from lthlib.workbook.parameters import check_all
 from lthlib.workbook.paths import project_path
@@ -169,8 +170,7 @@ def shared_cores(workers: int) -> dict[str, str]:
 
     A variable that the user has set is left alone.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {name: str(max(1, cores // workers)) for name in THREADS if name not in os.environ}
+    return {name: str(max(1, cores() // workers)) for name in THREADS if name not in os.environ}
 
 
 @contextmanager
