@@ -77,7 +77,7 @@ def rows_of(baseline: Baseline, dataset: data.Dataset, store: Store | None) -> l
 def main() -> None:
     """Prints the rows of the baselines asked for; finished trainings are kept in `--store` and not repeated."""
     arguments = parser(__doc__ or "")
-    arguments.add_argument("--only", nargs="+", default=list(BASELINES), choices=BASELINES, metavar="NAME")
+    arguments.add_argument("--only", nargs="+", default=["lenet"], choices=BASELINES, metavar="NAME")
     arguments.add_argument("--data-dir", type=Path, default=Path("data"))
     arguments.add_argument("--cifar", default="cifar10", help="what stands for CIFAR-10, such as folder:DIR")
     arguments.add_argument("--store", type=Path, help="folder for finished trainings")

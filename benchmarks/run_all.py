@@ -78,6 +78,7 @@ PARTS = {
     "subset_sum": Part("Subset sums, Pensia's task", ("--repeats", "1", "--skip-rates"), data=True, needs_data=True),
     "universal": Part("Universal tickets", heavy=True),
     "widgets": Part("Explorers", heavy=True, data=True),
+    "dense_baselines": Part("Dense baselines, accuracy", tiny=(), heavy=True, data=True, needs_data=True),
     "quick_profile": Part("Quick profile, end to end", heavy=True),
 }
 
