@@ -81,6 +81,22 @@ def _finished(place: Path) -> dict[str, str]:
     return found
 
 
+def together(folder: Path) -> list[Row]:
+    """Two sweeps of one grid at once, into one folder: no run is made twice, and the tables are one sweep's."""
+    sweep(folder / "alone")
+    place = folder / "shared"
+    place.mkdir()
+    (place / "g.yaml").write_text((folder / "alone" / "g.yaml").read_text())
+    said = [ended(one) for one in [lth(place, "sweep", "g.yaml", "--jobs", "2") for _ in range(2)]]
+    made = sum(line.split()[1:2] == ["done"] for _, out in said for line in out.splitlines())
+    found, wanted = tables(place), tables(folder / "alone")
+    different = sum(found.get(name) != content for name, content in wanted.items()) + sum(code != 0 for code, _ in said)
+    return [
+        Row("two sweeps at once: runs made twice", made - len(_finished(place)), "runs", goal=NONE),
+        Row("two sweeps at once: files that differ from one sweep's", different, "files", goal=NONE),
+    ]
+
+
 def damage(folder: Path, count: int) -> list[Row]:
     """Flips bits in, and cuts short, each kind of file; counts what nobody noticed and what came back different."""
     from lthlib import data, models
@@ -288,6 +304,7 @@ def main() -> None:
     profile, notebooks = ("smoke", ["00"]) if tiny else (chosen.soak_profile, chosen.soak_notebooks)
     parts: dict[str, Callable[[Path], list[Row]]] = {
         "kills": lambda folder: kills(folder, count(chosen.kills, 3, 100), chosen.seed),
+        "together": together,
         "damage": lambda folder: damage(folder, count(chosen.damages, 4, 40)),
         "disks": disks,
         "missing": missing,

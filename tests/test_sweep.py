@@ -173,6 +173,19 @@ def test_the_same_command_goes_on_and_ends_with_the_same_table(lth: Any) -> None
     assert len(lth("sweep", "g.yaml", "--force")[3]) == 2
 
 
+def test_what_another_sweep_has_under_way_waits_till_the_others_are_done(lth: Any) -> None:
+    tasks = [run.task for run in planned(set={"density": [0.1, 0.2, 0.3]})]
+    tasks[0].folder.parent.mkdir(parents=True)
+    other, ended = FileLock(runner.lock_path(tasks[0].folder)), []
+    other.acquire()
+    for task, outcome in runner.progress(tasks, force=False):
+        if outcome is not None:
+            ended.append((task.parameters["density"], outcome.status))
+        if len(ended) == 2:
+            other.release()
+    assert ended == [(0.2, "done"), (0.3, "done"), (0.1, "done")]
+
+
 def test_notebooks_of_other_parameters_share_the_table(lth: Any) -> None:
     grid = f"notebooks: [{OK}, {SLOW}]\nset: {{density: [0.1], seconds: [0, 1], bases: [[dct]]}}\n"
     assert lth("sweep", "g.yaml", grid=grid)[0] == 0
