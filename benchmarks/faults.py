@@ -21,6 +21,7 @@ from injected import (
     damages,
     date_files,
     ended,
+    ends_within,
     kill_one,
     lth,
     remount,
@@ -51,14 +52,15 @@ def kills(folder: Path, count: int, seed: int = 0) -> list[Row]:
         (place / "g.yaml").write_text((folder / "undisturbed" / "g.yaml").read_text())
         sweeps, code = sweeps + 1, -1
         while code != 0:
-            before = _finished(place)
+            before, start = _finished(place), time.perf_counter()
             runner = lth(place, "sweep", "g.yaml", "--jobs", "2")
-            while runner.process.poll() is None and sum(done.values()) < count:
-                time.sleep(choice.uniform(0, span / 2))
+            while sum(done.values()) < count and not ends_within(runner, choice.uniform(0, span / 2)):
                 if killed := kill_one(runner, choice):
                     done[killed] += 1
                     print(f"kill {sum(done.values())} of {count}: {killed}", file=sys.stderr, flush=True)
             code, out = ended(runner)
+            # A machine that has grown quicker would leave whole sweeps alone.
+            span = min(span, time.perf_counter() - start) if code == 0 and not before else span
             tracebacks += "Traceback" in out
             lost += sum(_finished(place).get(name) != stamp for name, stamp in before.items())
         found = tables(place)

@@ -42,6 +42,15 @@ def ended(command: Command, seconds: float = 900) -> tuple[int, str]:
     return code, command.log.read().decode()
 
 
+def ends_within(command: Command, seconds: float) -> bool:
+    """Waits until the command has ended, or for so many seconds; whether it has ended."""
+    try:
+        command.process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 def sweep(folder: Path, grid: str = GRID, jobs: int = 2) -> tuple[int, str]:
     """Writes the grid into `folder` and sweeps it to its end."""
     folder.mkdir(parents=True, exist_ok=True)
