@@ -35,8 +35,11 @@ from reporting import Row, parser, report
 NONE = "<= 0"
 
 
-def kills(folder: Path, count: int, seed: int = 0) -> list[Row]:
-    """Kills the runner, a worker or a kernel at `count` random instants of sweeps, which are resumed until they end."""
+def kills(folder: Path, count: int, seed: int = 0, pace: float | None = None) -> list[Row]:
+    """Kills the runner, a worker or a kernel at `count` random instants of sweeps, which are resumed until they end.
+
+    At most `pace` seconds lie between two, or half of what an undisturbed sweep takes.
+    """
     start = time.perf_counter()
     code, out = sweep(folder / "undisturbed")
     span = time.perf_counter() - start
@@ -54,7 +57,7 @@ def kills(folder: Path, count: int, seed: int = 0) -> list[Row]:
         while code != 0:
             before, start = _finished(place), time.perf_counter()
             runner = lth(place, "sweep", "g.yaml", "--jobs", "2")
-            while sum(done.values()) < count and not ends_within(runner, choice.uniform(0, span / 2)):
+            while sum(done.values()) < count and not ends_within(runner, choice.uniform(0, pace or span / 2)):
                 if killed := kill_one(runner, choice):
                     done[killed] += 1
                     print(f"kill {sum(done.values())} of {count}: {killed}", file=sys.stderr, flush=True)
@@ -290,6 +293,7 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--tiny", action="store_true", help="few of each, to see that it runs")
     arguments.add_argument("--kills", type=int, help="instants to kill at (100)")
+    arguments.add_argument("--pace", type=float, help="most seconds between two kills (half of a sweep's)")
     arguments.add_argument("--damages", type=int, help="damages to each kind of file (40)")
     arguments.add_argument("--runs", type=int, help="tiny notebooks on four workers (200)")
     arguments.add_argument("--soaks", type=int, help="times to run the profile (10)")
@@ -305,7 +309,7 @@ def main() -> None:
 
     profile, notebooks = ("smoke", ["00"]) if tiny else (chosen.soak_profile, chosen.soak_notebooks)
     parts: dict[str, Callable[[Path], list[Row]]] = {
-        "kills": lambda folder: kills(folder, count(chosen.kills, 3, 100), chosen.seed),
+        "kills": lambda folder: kills(folder, count(chosen.kills, 3, 100), chosen.seed, chosen.pace),
         "together": together,
         "damage": lambda folder: damage(folder, count(chosen.damages, 4, 40)),
         "disks": disks,
