@@ -21,6 +21,7 @@ from browsing import (
     FLAGS,
     PATIENCE,
     ROOT,
+    TOKEN,
     TROUBLE,
     Lab,
     code,
@@ -184,10 +185,10 @@ def test_each_notebook_runs_and_its_explorer_moves(path: Path, browser: Any, lab
     )
     small_copy(path, lab.folder / path.name, last)
     with opened(browser, lab, path.name) as (page, _):
-        page.set_default_timeout(20 * 60_000 if os.environ.get("LTH_BROWSER") == "quick" else 2 * PATIENCE)
         run_all(page)
         answer = page.locator("pre:has-text('moved: '):has-text('first: ')")
-        page.wait_for_selector(f"pre:has-text('moved: '):has-text('first: '), {TROUBLE}", state="attached")
+        ended = f"pre:has-text('moved: '):has-text('first: '), {TROUBLE}"
+        page.wait_for_selector(ended, state="attached", timeout=10 * PATIENCE)
         trouble = page.locator(TROUBLE)
         assert trouble.count() == 0, trouble.first.text_content()
         lines = (answer.last.text_content() or "").splitlines()
@@ -215,11 +216,14 @@ def test_the_dashboard_opens_its_tabs(browser: Any, tmp_path: Path) -> None:
     port = free_port()
     book = str(ROOT / "lthlib" / "evidence" / "widgets" / "dashboard.ipynb")
     arguments = [sys.executable, "-m", "voila", book, "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
+    arguments.append(f"--token={TOKEN}")
     address = f"http://127.0.0.1:{port}/"
     with served(arguments, with_figures(), f"{address}voila/static/voila.js", tmp_path / "log"):
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(PATIENCE)
         page.goto(address, wait_until="domcontentloaded")
+        assert "/login" in page.url
+        page.goto(f"{address}?token={TOKEN}", wait_until="domcontentloaded")
         page.locator(".lth-explorer").first.wait_for()
         page.locator(".lm-TabBar-tab:has-text('Subset sums')").click()
         explorer = page.locator(".lth-explorer:visible")
