@@ -28,12 +28,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     import ray
     from ray.cluster_utils import Cluster
 
+    made = Cluster()
     try:
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        made.add_node(num_cpus=1, include_dashboard=False)
+        made.second = made.add_node(num_cpus=1)
+        made.wait_for_nodes()
     except Exception as error:  # Ray gives its nodes a fixed half minute to start and raises a bare Exception
+        made.shutdown()
         pytest.skip(f"Ray starts no cluster here: {error}")
-    made.second = made.add_node(num_cpus=1)
-    made.wait_for_nodes()
     yield made
     ray.shutdown()
     made.shutdown()
