@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,15 +188,15 @@ def until(page: Any, holds: Callable[[], bool], why: Callable[[], str]) -> None:
         page.wait_for_timeout(100)
 
 
-def press(page: Any, explorer: Any, label: str, key: str, times: int, readout: str) -> None:
-    """Presses a key on the control with this label until the read-out is `readout` and the picture another one."""
+def press(page: Any, explorer: Any, label: str, keys: Sequence[str], readout: str) -> None:
+    """Presses keys on the control with this label; waits until the read-out is `readout`, the picture another one."""
     image, line = explorer.locator("img").last, explorer.locator(".lth-readout")
     before = image.get_attribute("src")
     row = explorer.locator(".widget-inline-hbox").filter(has=page.get_by_text(label, exact=True)).first
     handle = row.locator(".noUi-handle, select, input").first
     handle.scroll_into_view_if_needed()
     handle.focus()
-    for _ in range(times):
+    for key in keys:
         page.keyboard.press(key)
     until(
         page,
