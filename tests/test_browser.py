@@ -122,6 +122,7 @@ def test_explorers_move_train_cancel_and_survive_a_reload(browser: Any, lab: Lab
         press(page, subsets, "candidates n", ["ArrowRight"] * 3, said(SubsetSumExplorer(), n=15))
         press(page, bases, "turn to basis", ["ArrowLeft"] * 4, said(BasisExplorer(), turn=0.8))
         press(page, elastic, "density", ["ArrowLeft"] * 6, said(ElasticExplorer(), density=10**-1.0))
+        press(page, elastic, "target", UP, said(ElasticExplorer(), density=10**-1.0, target="resnet-26-w8"))
         press(page, universal, "knots", ["ArrowLeft"] * 2, said(UniversalExplorer(), knots=10))
         assert "0 of 0 claims" in board.locator(".lth-readout").inner_text()
         page.screenshot(path=lab.folder / "explorers.png")
