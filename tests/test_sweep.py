@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -327,14 +326,10 @@ def test_gpus_go_to_the_workers_where_runs_may_use_them(monkeypatch: pytest.Monk
 def test_ctrl_c_on_a_real_sweep_ends_all_that_runs(tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text(f"notebooks: [{SLOW}]\nset: {{seconds: [100, 200]}}\n")
     command = [sys.executable, "-m", "lthlib.workbook.cli", "sweep", "g.yaml", "--jobs", "2"]
-    # Tests that a shell runs in the background inherit Ctrl-C ignored, and would hand that on.
-    run = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+    # Where a shell runs the tests in the background, Ctrl-C is ignored, which the command would inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     parts = [tmp_path / f"results/g/seconds={n}.0/slow" / manifest.PARTIAL.format("slow") for n in (100, 200)]
     while not all(part.exists() for part in parts):
         assert run.poll() is None
