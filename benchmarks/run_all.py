@@ -4,8 +4,8 @@ Each figure stands beside the limit that the same run measured on the same machi
 would write it. `results/reference/benchmarks.json` takes the rows unless --json names another file; parts that are not
 measured this time stay in the file if the machine is the same. The README's table is made from it.
 
-`python benchmarks/run_all.py [--only PART ...] [--full] [--data-dir DIR] [--tiny] [--json FILE]`; about ten minutes on
-two cores, with --full more. Exit codes: 0 done, 1 a part failed, 2 bad input.
+`python benchmarks/run_all.py [--only PART ...] [--full] [--data-dir DIR] [--tiny] [--json FILE]`; a quarter of an
+hour on two cores, with --full more. Exit codes: 0 done, 1 a part failed, 2 bad input.
 """
 
 import argparse
