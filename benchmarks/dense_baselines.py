@@ -61,13 +61,13 @@ def rows_of(baseline: Baseline, dataset: data.Dataset, store: Store | None) -> l
         recipe = replace(baseline.recipe, epochs=baseline.short, learning_rate=rate, evaluations=1)
         trained = train(initial_tickets(net, [0]), recipe, dataset, [0], store=store, progress=f"{name}, rate {rate}")
         (found,) = evaluate([one.ticket for one in trained], dataset, "validation")
-        reached[rate] = 100 * found.accuracy
+        reached[rate] = found.accuracy
         rows.append(Row(f"{name}: validation, learning rate {rate:g}, {baseline.short:g} epochs", reached[rate], "%"))
     best = max(reached, key=lambda rate: reached[rate])
     recipe = replace(baseline.recipe, learning_rate=best, evaluations=1)
     seeds = list(range(baseline.seeds))
     trained = train(initial_tickets(net, seeds), recipe, dataset, seeds, store=store, progress=f"{name}, dense")
-    accuracies = [100 * one.accuracy for one in evaluate([one.ticket for one in trained], dataset, "test")]
+    accuracies = [one.accuracy for one in evaluate([one.ticket for one in trained], dataset, "test")]
     spread = mean_interval(accuracies)
     told = f", 95 % interval {spread.low:.2f} to {spread.high:.2f}" if len(seeds) > 1 else ""
     told = f"{name}: test, rate {best:g}, {recipe.epochs:g} epochs, n = {len(seeds)}{told}; literature {baseline.level}"
