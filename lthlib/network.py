@@ -185,14 +185,6 @@ class Network:
     def _from_coefficients(self, name: str, value: Tensor) -> Tensor:
         return self.bases[name].synthesise(value) if self.in_weights else value
 
-    def _weights(self) -> State:
-        if self.in_weights:
-            return self.leaves
-        return {
-            name: leaf if self.bases[name].is_identity else self.bases[name].synthesise(leaf)
-            for name, leaf in self.leaves.items()
-        }
-
     @torch.no_grad()
     def tickets(self) -> list[Ticket]:
         """The tickets as they now stand, on the CPU."""
@@ -290,7 +282,18 @@ class LinearStack(Network):
 
 
 class SingleNetwork(Network):
-    """One network of any kind, its weights synthesised at each step, convolutions in channels_last."""
+    """One network of any kind, convolutions in channels_last; weights in a basis are synthesised at each step."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        plain = {name for name in self.leaves if self.in_weights or self.bases[name].is_identity}
+        self.synthesised = [name for name in self.leaves if name not in plain]
+        # Swapped in at each step, they would take as long as small layers do.
+        self.leaves |= {name: nn.Parameter(leaf) for name, leaf in self.leaves.items() if name in plain}
+        self.affine = {name: nn.Parameter(tensor) for name, tensor in self.affine.items()}
+        for name, tensor in ({name: self.leaves[name] for name in plain} | self.affine | self.buffers).items():
+            path, _, own = name.rpartition(".")
+            setattr(self.module.get_submodule(path), own, tensor)
 
     def _join(self, tensors: list[Tensor]) -> Tensor:
         (tensor,) = tensors
@@ -306,14 +309,14 @@ class SingleNetwork(Network):
         return images.contiguous(memory_format=torch.channels_last)
 
     def forward(self, inputs: Tensor, training: bool) -> Tensor:
-        self.module.train(training)
-        weights = {
-            # Synthesised weights come in rows; a convolution of channels_last images wants them in that layout too.
-            name: weight if weight is self.leaves[name] else weight.contiguous(memory_format=_memory_format(weight))
-            for name, weight in self._weights().items()
-        }
-        state = {**weights, **self.affine, **self.buffers}
-        return functional_call(self.module, state, (inputs.squeeze(0),)).unsqueeze(0)
+        if self.module.training != training:
+            self.module.train(training)
+        if not self.synthesised:
+            return self.module(inputs.squeeze(0)).unsqueeze(0)
+        found = {name: self.bases[name].synthesise(self.leaves[name]) for name in self.synthesised}
+        # Synthesised weights come in rows; a convolution of channels_last images wants them in that layout too.
+        weights = {name: weight.contiguous(memory_format=_memory_format(weight)) for name, weight in found.items()}
+        return functional_call(self.module, weights, (inputs.squeeze(0),)).unsqueeze(0)
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:
