@@ -265,15 +265,14 @@ def _enumerable(n: int) -> float:
 def _account(candidates: Array, targets: Array, repeat: int, masks: Array) -> tuple[Array, Array]:
     """Errors (float64) and sizes (int64) from the masks alone, candidates added in index order."""
     errors, sizes = np.empty(len(targets)), np.empty(len(targets), np.int64)
+    bits = np.arange(candidates.shape[1], dtype=np.uint32)
     for start in range(0, len(targets), 4096):
         part = slice(start, start + 4096)
         rows = candidates[np.arange(start, min(start + 4096, len(targets))) // repeat]
-        total, size = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
-        for j in range(candidates.shape[1]):
-            kept = (masks[part] >> np.uint32(j) & np.uint32(1)).astype(bool)
-            total += np.where(kept, rows[:, j], 0.0)
-            size += kept
-        errors[part], sizes[part] = np.abs(total - targets[part]), size
+        kept = (masks[part, None] >> bits & np.uint32(1)).astype(bool)
+        # Accumulated and not summed, which would add pairs first.
+        total = np.where(kept, rows, 0.0).cumsum(1)[:, -1]
+        errors[part], sizes[part] = np.abs(total - targets[part]), kept.sum(1)
     return errors, sizes
 
 
