@@ -44,7 +44,7 @@ BASELINES = {
         "lenet-300-100", "mnist", Recipe(batch_size=128, epochs=20), (0.02, 0.05, 0.1, 0.2), 2, 5, 98.3, ">= 98.0"
     ),
     "conv-2": Baseline("conv-2", "cifar10", Recipe(batch_size=128, epochs=6), (0.01, 0.03, 0.1), 1, 2, 68),
-    "conv-4": Baseline("conv-4", "cifar10", Recipe(batch_size=128, epochs=8), (0.01, 0.03, 0.1), 1, 1, 75),
+    "conv-4": Baseline("conv-4", "cifar10", Recipe(batch_size=128, epochs=5), (0.01, 0.03, 0.1), 0.25, 1, 75),
     "resnet-20": Baseline(
         "resnet-20", "cifar10", Recipe(batch_size=128, epochs=6, weight_decay=1e-4), (0.05, 0.1, 0.2), 1, 1, 91.7,
         augmentation="crop-flip",

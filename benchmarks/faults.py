@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 
 from injected import (
@@ -282,6 +283,9 @@ def soak(folder: Path, times: int, profile: str, notebooks: list[str]) -> list[R
         found = {path.relative_to(out): path.read_bytes() for path in out.rglob("metrics.parquet")}
         first = first or found
         different += sum(found.get(name) != content for name, content in first.items())
+        digest = blake2b(b"".join(found[name] for name in sorted(found)), digest_size=8).hexdigest()
+        told = f"{profile} profile, time {number + 1} of {times}: {len(found)} tables, together {digest}"
+        print(f"{told}; {failed} failed, {different} files differ so far", file=sys.stderr, flush=True)
     return [
         Row(f"{profile} profile {times} times ({len(first)} notebooks): failed", failed, "times", goal=NONE),
         Row(f"{profile} profile {times} times: metrics that differ", different, "files", goal=NONE),
