@@ -59,10 +59,19 @@ def rows_of(baseline: Baseline, dataset: data.Dataset, store: Store | None) -> l
     name, rows, reached = f"{baseline.model}, {dataset.label}", [], {}
     for rate in baseline.rates:
         recipe = replace(baseline.recipe, epochs=baseline.short, learning_rate=rate, evaluations=1)
-        trained = train(initial_tickets(net, [0]), recipe, dataset, [0], store=store, progress=f"{name}, rate {rate}")
+        told = f"{name}: validation, learning rate {rate:g}, {baseline.short:g} epochs"
+        try:
+            trained = train(
+                initial_tickets(net, [0]), recipe, dataset, [0], store=store, progress=f"{name}, rate {rate}"
+            )
+        except FloatingPointError:
+            rows.append(Row(f"{told}: diverged", 0, "%"))
+            continue
         (found,) = evaluate([one.ticket for one in trained], dataset, "validation")
         reached[rate] = found.accuracy
-        rows.append(Row(f"{name}: validation, learning rate {rate:g}, {baseline.short:g} epochs", reached[rate], "%"))
+        rows.append(Row(told, found.accuracy, "%"))
+    if not reached:
+        raise SystemExit(f"{name} diverged at each of the rates {baseline.rates}")
     best = max(reached, key=lambda rate: reached[rate])
     recipe = replace(baseline.recipe, learning_rate=best, evaluations=1)
     seeds = list(range(baseline.seeds))
