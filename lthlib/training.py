@@ -7,7 +7,6 @@ and augmentation, fixed by its seed.
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from hashlib import blake2b
@@ -17,17 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lthlib.data import Dataset, augment, augmentation_draws
+from lthlib.batches import Batches
+from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
-from lthlib.mask_updates import MaskUpdates, Step, dense_gradients, refuse_unchangeable, update_masks
-from lthlib.muon import Muon
+from lthlib.mask_updates import MaskUpdates, dense_gradients, refuse_unchangeable, update_masks
 from lthlib.network import Network, is_linear, network, stack_key
 from lthlib.proximal import Penalty
-from lthlib.randomness import generator
-from lthlib.recipe import DTYPES, OPTIMIZERS, Recipe
-from lthlib.stacked_sgd import StackedSGD, covers
+from lthlib.recipe import DTYPES, Recipe
+from lthlib.steps import autocast, losses_of, step_of
 from lthlib.store import Store, sources_digest, write_json
 from lthlib.threads import StoppedError, shares, values_of
 from lthlib.ticket import State, Ticket
@@ -162,6 +159,7 @@ def code_version() -> str:
     rooms = (
         "axes",
         "basis",
+        "batches",
         "data",
         "mask_updates",
         "models",
@@ -171,6 +169,7 @@ def code_version() -> str:
         "randomness",
         "recipe",
         "stacked_sgd",
+        "steps",
         "threads",
         "ticket",
         "training",
@@ -277,10 +276,10 @@ class _Job:
         recipe, data = self.recipe, self.data
         dtype = DTYPES[recipe.precision]
         net = network(tickets, self.device, dtype, recipe.state_in)
-        batches = _Batches(net, data, recipe, seeds, dtype)
+        batches = Batches(net, data, recipe, seeds, dtype)
         validation = net.prepare(data.normalised("validation").to(dtype))
         total = recipe.steps(len(data.train.labels))
-        move = _stepper(net, recipe, self.device)
+        move = step_of(net, recipe, self.device)
         penalised = () if self.penalty is None else self.penalty.chosen(tuple(net.leaves))
         marks = {round(total * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)} | {total}
         histories: list[list[dict[str, float]]] = [[] for _ in tickets]
@@ -335,8 +334,8 @@ class _Job:
             return None
 
         def losses() -> Tensor:
-            with _autocast(self.recipe.precision, self.device):
-                return _losses(net.forward(inputs, training=True), labels)
+            with autocast(self.recipe.precision, self.device):
+                return losses_of(net.forward(inputs, training=True), labels)
 
         return dense_gradients(net, losses)
 
@@ -345,98 +344,8 @@ def _early_stopping_step(history: list[dict[str, float]], total: int) -> int:
     return int(min(history, key=lambda row: row["validation_loss"])["step"]) if history else total
 
 
-class _Batches:
-    """Training batches by step: each replicate's own order and augmentation, whole data on the device."""
-
-    def __init__(self, net: Network, data: Dataset, recipe: Recipe, seeds: list[int], dtype: torch.dtype) -> None:
-        self.net, self.data, self.recipe, self.seeds, self.dtype = net, data, recipe, seeds, dtype
-        self.augmented = data.augmentation != "none"
-        # Without augmentation the input transform is done once; with it, bytes are gathered and the rest done a batch.
-        self.inputs = data.train.images if self.augmented else net.prepare(data.normalised("train").to(dtype))
-        self.epoch = -1
-
-    def _start(self, epoch: int) -> None:
-        count, device = len(self.data.train.labels), self.data.train.labels.device
-        orders = [torch.randperm(count, generator=generator(seed, "order", epoch)) for seed in self.seeds]
-        self.order = torch.stack(orders).to(device)
-        if self.augmented:
-            draws = [augmentation_draws(count, generator(seed, "augmentation", epoch)) for seed in self.seeds]
-            self.flips = torch.stack([flips for flips, _ in draws]).to(device)
-            self.offsets = torch.stack([offsets for _, offsets in draws]).to(device)
-        self.epoch = epoch
-
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs (replicates, batch, ...) and labels (replicates, batch) of one step."""
-        size = self.recipe.batch_size
-        epoch, position = divmod(step, self.recipe.steps_per_epoch(len(self.data.train.labels)))
-        if epoch != self.epoch:
-            self._start(epoch)
-        chosen = self.order[:, position * size : (position + 1) * size]
-        flat = chosen.reshape(-1)
-        inputs, labels = self.inputs.index_select(0, flat), self.data.train.labels[chosen]
-        if self.augmented:
-            place = slice(position * size, position * size + chosen.shape[1])
-            flips, offsets = self.flips[:, place].reshape(-1), self.offsets[:, place].reshape(-1, 2)
-            images = augment(inputs, self.data.augmentation, flips, offsets)
-            inputs = self.net.prepare(self.data.normalise(images).to(self.dtype))
-        return inputs.unflatten(0, chosen.shape), labels
-
-
-def _stepper(net: Network, recipe: Recipe, device: torch.device) -> Step:
-    """What moves the network by one step: by hand where that is written, else by autograd and torch's optimizer."""
-    if recipe.precision != "bf16" and covers(net, recipe.optimizer, recipe.nesterov):
-        return StackedSGD(net, recipe.momentum, recipe.weight_decay)
-    return _AutogradStep(net, recipe, device)
-
-
-class _AutogradStep:
-    """A step by autograd and one of torch's optimizers."""
-
-    def __init__(self, net: Network, recipe: Recipe, device: torch.device) -> None:
-        self.net, self.precision, self.device = net, recipe.precision, device
-        self.optimizer = _optimizer(net, recipe, device)
-
-    def __call__(self, inputs: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        with _autocast(self.precision, self.device):
-            losses = _losses(self.net.forward(inputs, training=True), labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.mean(1).sum().backward()
-        self.net.mask_gradients()
-        self.optimizer.step()
-        self.net.hold(everywhere=isinstance(self.optimizer, Muon))
-        return losses.detach()
-
-    def remasked(self, stays: State) -> None:
-        # A dropped coefficient gets no gradient, but what is left of its momentum would still move it.
-        for name, kept in stays.items():
-            for moment in self.optimizer.state[self.net.leaves[name]].values():
-                if isinstance(moment, Tensor) and moment.shape == kept.shape:
-                    moment.masked_fill_(~kept, 0)
-
-
-def _optimizer(net: Network, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer | Muon:
-    if recipe.optimizer == "muon":
-        return Muon(net, recipe)
-    options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer == "sgd":
-        options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
-    # On the CPU the fused kernels round the ends of their chunks otherwise than the rest: where a replicate lies in
-    # its stack would then change its result.
-    options["fused" if device.type == "cuda" and recipe.optimizer != "rmsprop" else "foreach"] = True
-    return OPTIMIZERS[recipe.optimizer](net.parameters(), **options)
-
-
 def _penalise(net: Network, penalty: Penalty, names: Sequence[str], learning_rate: float) -> None:
     net.change(lambda _, coefficients: penalty.apply(coefficients, learning_rate, net.leading), names)
-
-
-def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each example: (replicates, batch) from logits (replicates, batch, classes)."""
-    flat = logits.flatten(0, 1)
-    flat = flat.float() if flat.dtype == torch.bfloat16 else flat
-    return F.cross_entropy(flat, labels.flatten(), reduction="none").view(labels.shape)
 
 
 @torch.no_grad()
@@ -448,11 +357,11 @@ def _evaluate(
     correct = torch.zeros_like(losses)
     for start in range(0, len(labels), chunk):
         part, truth = inputs[start : start + chunk], labels[start : start + chunk]
-        with _autocast(precision, labels.device):
+        with autocast(precision, labels.device):
             # A real copy for each replicate: with stride 0 the products would round otherwise for one than for several.
             logits = net.forward(part.expand(net.count, *part.shape).contiguous(), training=False)
         every = truth.expand(net.count, -1)
-        losses += _losses(logits, every).double().sum(1)
+        losses += losses_of(logits, every).double().sum(1)
         correct += (logits.argmax(-1) == every).sum(1)
     return [
         Evaluation(loss=loss, accuracy=100 * right)
@@ -469,10 +378,6 @@ def _refuse_divergence(losses: Tensor, first_step: int, tickets: list[Ticket], s
             f"{tickets[index].density:.4g}) is {losses[row, index].item()} at step {first_step + row} "
             "(a smaller learning rate or a warm-up may help)"
         )
-
-
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def _steps(start: int, total: int, progress: str) -> Any:

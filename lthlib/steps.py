@@ -1,0 +1,73 @@
+"""One step of training: the loss, its gradients and an optimizer, by autograd or where it is written by hand."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lthlib.mask_updates import Step
+from lthlib.muon import Muon
+from lthlib.network import Network
+from lthlib.recipe import OPTIMIZERS, Recipe
+from lthlib.stacked_sgd import StackedSGD, covers
+from lthlib.ticket import State
+
+
+def step_of(net: Network, recipe: Recipe, device: torch.device) -> Step:
+    """What moves the network by one step: by hand where that is written, else by autograd and torch's optimizer."""
+    if recipe.precision != "bf16" and covers(net, recipe.optimizer, recipe.nesterov):
+        return StackedSGD(net, recipe.momentum, recipe.weight_decay)
+    return AutogradStep(net, recipe, device)
+
+
+class AutogradStep:
+    """A step by autograd and one of torch's optimizers."""
+
+    def __init__(self, net: Network, recipe: Recipe, device: torch.device) -> None:
+        self.net, self.precision, self.device = net, recipe.precision, device
+        self.optimizer = _optimizer(net, recipe, device)
+
+    def __call__(self, inputs: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with autocast(self.precision, self.device):
+            losses = losses_of(self.net.forward(inputs, training=True), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.mean(1).sum().backward()
+        self.net.mask_gradients()
+        self.optimizer.step()
+        self.net.hold(everywhere=isinstance(self.optimizer, Muon))
+        return losses.detach()
+
+    def remasked(self, stays: State) -> None:
+        # A dropped coefficient gets no gradient, but what is left of its momentum would still move it.
+        for name, kept in stays.items():
+            for moment in self.optimizer.state[self.net.leaves[name]].values():
+                if isinstance(moment, Tensor) and moment.shape == kept.shape:
+                    moment.masked_fill_(~kept, 0)
+
+
+def _optimizer(net: Network, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer | Muon:
+    if recipe.optimizer == "muon":
+        return Muon(net, recipe)
+    options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    # On the CPU the fused kernels round the ends of their chunks otherwise than the rest: where a replicate lies in
+    # its stack would then change its result.
+    options["fused" if device.type == "cuda" and recipe.optimizer != "rmsprop" else "foreach"] = True
+    return OPTIMIZERS[recipe.optimizer](net.parameters(), **options)
+
+
+def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each example: (replicates, batch) from logits (replicates, batch, classes)."""
+    flat = logits.flatten(0, 1)
+    flat = flat.float() if flat.dtype == torch.bfloat16 else flat
+    return F.cross_entropy(flat, labels.flatten(), reduction="none").view(labels.shape)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of a forward pass: one that computes in bfloat16 where `precision` is bf16, else none."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
