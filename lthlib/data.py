@@ -18,6 +18,7 @@ from lthlib.randomness import generator
 from lthlib.store import Store, key
 
 VALID_DATASETS = ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100", "svhn", "folder:PATH")
+SPLITS = ("train", "validation", "test")
 VALIDATION = 5_000
 PADDING = 4
 _TORCHVISION = {
@@ -92,8 +93,8 @@ class Dataset:
 
     def normalised(self, split_name: str) -> Tensor:
         """All images of "train", "validation" or "test", normalised: float32 (N, C, H, W), a new tensor each time."""
-        if split_name not in ("train", "validation", "test"):
-            raise unknown("split", split_name, ("train", "validation", "test"))
+        if split_name not in SPLITS:
+            raise unknown("split", split_name, SPLITS)
         split: Split = getattr(self, split_name)
         return self.normalise(split.images)
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,11 @@ class Network:
     def prepare(self, images: Tensor) -> Tensor:
         """Normalised images as this network reads them; done once per data set where nothing is augmented."""
         return images
+
+    @property
+    def reads(self) -> str:
+        """What `prepare` depends on: networks with the same one read the same."""
+        raise NotImplementedError
 
     def forward(self, inputs: Tensor, training: bool) -> Tensor:
         """Logits (count, batch, classes) from inputs with a leading axis of length `count`."""
@@ -249,6 +255,11 @@ class LinearStack(Network):
         return inputs if into is None else inputs @ into.to(inputs.dtype)
 
     @property
+    def reads(self) -> str:
+        into = self.matrices[self.first][0]
+        return "rows" if into is None else blake2b(into.cpu().numpy().data, digest_size=16).hexdigest()
+
+    @property
     def on_activations(self) -> bool:
         """Whether the leaves are coefficients and every basis acts on activations, so that no weight is synthesised."""
         return not self.in_weights and all(isinstance(basis, Kronecker) for basis in self.bases.values())
@@ -307,6 +318,10 @@ class SingleNetwork(Network):
 
     def prepare(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last)
+
+    @property
+    def reads(self) -> str:
+        return "channels last"
 
     def forward(self, inputs: Tensor, training: bool) -> Tensor:
         if self.module.training != training:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthlib.batches import Batches
-from lthlib.data import Dataset
+from lthlib.batches import Batches, prepared
+from lthlib.data import SPLITS, Dataset
 from lthlib.errors import InputError, unknown
 from lthlib.mask_updates import MaskUpdates, dense_gradients, refuse_unchangeable, update_masks
 from lthlib.network import Network, is_linear, network, stack_key
@@ -213,11 +213,13 @@ def evaluate(
     _refuse_misfits(tickets, dataset)
     where = pick_device(device)
     data = dataset.to(where)
-    images = data.normalised(split).to(DTYPES[precision])
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     labels = getattr(data, split).labels
 
     def measured(group: Sequence[int], _: Event) -> list[Evaluation]:
-        return _evaluate(network([tickets[i] for i in group], where, DTYPES[precision]), images, labels, precision)
+        net = network([tickets[i] for i in group], where, DTYPES[precision])
+        return _evaluate(net, prepared(net, data, split, DTYPES[precision]), labels, precision)
 
     stacks, alone = _groups(tickets, where, len(tickets))
     tasks = [partial(measured, stack) for stack in stacks]
@@ -277,7 +279,7 @@ class _Job:
         dtype = DTYPES[recipe.precision]
         net = network(tickets, self.device, dtype, recipe.state_in)
         batches = Batches(net, data, recipe, seeds, dtype)
-        validation = net.prepare(data.normalised("validation").to(dtype))
+        validation = prepared(net, data, "validation", dtype)
         total = recipe.steps(len(data.train.labels))
         move = step_of(net, recipe, self.device)
         penalised = () if self.penalty is None else self.penalty.chosen(tuple(net.leaves))
@@ -303,7 +305,7 @@ class _Job:
                 _refuse_divergence(torch.stack(losses), step + 1 - len(losses), tickets, seeds)
                 means = torch.stack(losses).double().mean(0).float().tolist()
                 losses.clear()
-                evaluations = _evaluate(net, validation, data.validation.labels, recipe.precision, prepared=True)
+                evaluations = _evaluate(net, validation, data.validation.labels, recipe.precision)
                 # The last step's update shows in no training loss.
                 _refuse_divergence(torch.tensor([[found.loss for found in evaluations]]), step, tickets, seeds)
                 for history, train_loss, found in zip(histories, means, evaluations, strict=True):
@@ -349,14 +351,13 @@ def _penalise(net: Network, penalty: Penalty, names: Sequence[str], learning_rat
 
 
 @torch.no_grad()
-def _evaluate(
-    net: Network, images: Tensor, labels: Tensor, precision: str, *, prepared: bool = False, chunk: int = 1000
-) -> list[Evaluation]:
-    inputs = images if prepared else net.prepare(images)
+def _evaluate(net: Network, inputs: Tensor, labels: Tensor, precision: str, *, chunk: int = 1000) -> list[Evaluation]:
     losses = torch.zeros(net.count, dtype=torch.float64, device=labels.device)
     correct = torch.zeros_like(losses)
     for start in range(0, len(labels), chunk):
         part, truth = inputs[start : start + chunk], labels[start : start + chunk]
+        # A user's own first layer may work in place.
+        part = part.clone() if net.count == 1 else part
         with autocast(precision, labels.device):
             # A real copy for each replicate: with stride 0 the products would round otherwise for one than for several.
             logits = net.forward(part.expand(net.count, *part.shape).contiguous(), training=False)
