@@ -71,7 +71,13 @@ PARTS = {
         "Small networks, 16 seeds stacked", why="where the arithmetic is the limit, stacking saves only calls"
     ),
     "pruning": Part("Iterative magnitude pruning", data=True),
-    "basis_overhead": Part("Training in a basis", ("--repeats", "2", "--epochs", "3"), TINY_BASES),
+    "basis_overhead": Part(
+        "Training in a basis",
+        ("--repeats", "2", "--epochs", "3"),
+        TINY_BASES,
+        why="the bases take turns here, so that the images are turned anew each time, which is as much work as an "
+        "epoch; in a pruning chain they are turned once for all levels",
+    ),
     "saliency": Part("Pruning at initialization and samplers"),
     "searches": Part("Edge-popup"),
     "tensors": Part("Masks, transforms, subset sums"),
