@@ -83,7 +83,12 @@ PARTS = {
     "tensors": Part("Masks, transforms, subset sums"),
     "subset_sum": Part("Subset sums, Pensia's task", ("--repeats", "1", "--skip-rates"), data=True, needs_data=True),
     "universal": Part("Universal tickets", heavy=True),
-    "widgets": Part("Explorers", heavy=True, data=True),
+    "widgets": Part(
+        "Explorers",
+        heavy=True,
+        data=True,
+        why="times near their goals fall on either side of them from run to run on this host",
+    ),
     "dense_baselines": Part("Dense baselines, accuracy", tiny=(), heavy=True, data=True, needs_data=True),
     "quick_profile": Part("Quick profile, end to end", heavy=True),
 }
