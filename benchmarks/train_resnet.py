@@ -6,8 +6,8 @@ products (`evidence.costs`), while gathering and augmenting batches, normalisati
 time but count nothing. A second pair of rows times the convolutions by themselves, forward and backward on data of
 their shapes: what is below the matrix products there is the library's, what a step takes beyond it is ours. The bf16
 goal stands only where this machine's bf16 matrix products are faster. Where CUDA is, images a second with the data on
-the device. Steps run uncompiled there; masks are tensors that a step reads, so that other levels and seeds set up
-nothing anew.
+the device, each training's step captured as a CUDA graph, and what iterative pruning as in the literature (13 levels of
+160 epochs of 50,000 images) would take at that rate.
 """
 
 import itertools
@@ -33,6 +33,8 @@ from lthlib.training import train
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Measure = Callable[[], float]
+# 13 levels, 160 epochs of 50,000 images each.
+IMAGES_OF_IMP = 13 * 160 * 50_000
 
 
 def in_turn(measures: dict[str, Measure], repeats: int) -> dict[str, float]:
@@ -119,10 +121,11 @@ def rows_of(model: str, dataset: Dataset, batch: int, device: str, size: int, re
         beside = None if precision == "fp32" else taken["fp32 step"]
         goal = "<= 0.4545" if precision == "bf16" and has_bf16 and device == "cpu" else None
         share = ">= 0.75" if precision == "fp32" and device == "cpu" else None
+        rate = ">= 80000" if precision == "bf16" and device == "cuda" else None
         alone = in_convolutions / taken[f"{precision} convolutions"]
         rows += [
             Row(f"{name}, {precision}: a step of {batch}", dense, "s", beside, goal),
-            Row(f"{name}, {precision}: training", batch / dense, "images/s"),
+            Row(f"{name}, {precision}: training", batch / dense, "images/s", goal=rate),
             Row(f"{name}, {precision}: training rate against matrix products", work / dense, "GFLOP/s", limit, share),
             Row(f"{name}, {precision}: convolutions alone", alone, "GFLOP/s", limit),
             Row(
@@ -133,6 +136,9 @@ def rows_of(model: str, dataset: Dataset, batch: int, device: str, size: int, re
                 "<= 1.1",
             ),
         ]
+    if device == "cuda":
+        minutes = IMAGES_OF_IMP / batch * taken["bf16 step"] / 60
+        rows.append(Row(f"{name}, bf16: IMP of one seed at that rate", minutes, "min", goal="<= 25"))
     return rows
 
 
@@ -150,7 +156,8 @@ def main() -> None:
     steps, repeats, size = (2, 1, 256) if tiny else (options.steps, options.repeats, 2048)
     rows = rows_of(model, augmented(batch * steps), batch, "cpu", size, repeats)
     if torch.cuda.is_available():
-        many = augmented(batch * (steps if tiny else 200)).to("cuda")
+        # Long enough that the capture, once a training, does not count.
+        many = augmented(batch * (steps if tiny else 2000)).to("cuda")
         rows += rows_of(model, many, batch, "cuda", size if tiny else 8192, repeats)
     # Figures of a tiny run mean nothing, so they miss no goal.
     report([replace(row, goal=None) for row in rows] if tiny else rows, options.json)

@@ -170,7 +170,11 @@ class Network:
             mask = self._join([own[name] for own in masks]).to(leaf.device)
             stays[name] = mask & self.masks.get(name, mask)
             leaf.masked_fill_(~stays[name], 0)
-            self.masks[name], self.held[name] = mask, torch.zeros_like(leaf)
+            if name in self.masks:
+                # In place, because a captured step reads this very tensor.
+                self.masks[name].copy_(mask)
+            else:
+                self.masks[name], self.held[name] = mask, torch.zeros_like(leaf)
         return stays
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lthlib.captured import Capture, CapturedStep, cuda_graph
 from lthlib.mask_updates import Step
 from lthlib.muon import Muon
 from lthlib.network import Network
@@ -14,32 +15,53 @@ from lthlib.recipe import OPTIMIZERS, Recipe
 from lthlib.stacked_sgd import StackedSGD, covers
 from lthlib.ticket import State
 
+FUSED = ("sgd", "adam", "adamw")
+
 
 def step_of(net: Network, recipe: Recipe, device: torch.device) -> Step:
     """What moves the network by one step: by hand where that is written, else by autograd and torch's optimizer."""
     if recipe.precision != "bf16" and covers(net, recipe.optimizer, recipe.nesterov):
         return StackedSGD(net, recipe.momentum, recipe.weight_decay)
-    return AutogradStep(net, recipe, device)
+    fused = device.type == "cuda" and recipe.optimizer in FUSED
+    return AutogradStep(net, recipe, device, cuda_graph if fused else None)
 
 
 class AutogradStep:
-    """A step by autograd and one of torch's optimizers."""
+    """A step by autograd and one of torch's optimizers; with `capture`, which needs a fused one, replayed."""
 
-    def __init__(self, net: Network, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, net: Network, recipe: Recipe, device: torch.device, capture: Capture | None = None) -> None:
         self.net, self.precision, self.device = net, recipe.precision, device
-        self.optimizer = _optimizer(net, recipe, device)
+        self.optimizer = _optimizer(net, recipe, fused=capture is not None)
+        # A replay reads the learning rate from memory.
+        self.rate = None if capture is None else torch.zeros((), device=device)
+        self.captured = None if capture is None else CapturedStep(self._step, self._moved, capture)
+        self.masked = set(net.masks)
 
     def __call__(self, inputs: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
+        if self.rate is not None:
+            self.rate.fill_(learning_rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate if self.rate is None else self.rate
+        return (self.captured or self._step)(inputs, labels)
+
+    def _step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         with autocast(self.precision, self.device):
             losses = losses_of(self.net.forward(inputs, training=True), labels)
         self.optimizer.zero_grad(set_to_none=True)
         losses.mean(1).sum().backward()
         self.net.mask_gradients()
+        for group in self.optimizer.param_groups:
+            # Adam asks for it when captured, and warns of it when not.
+            if "capturable" in group:
+                group["capturable"] = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         self.optimizer.step()
         self.net.hold(everywhere=isinstance(self.optimizer, Muon))
         return losses.detach()
+
+    def _moved(self) -> list[Tensor]:
+        moments = [moment for state in self.optimizer.state.values() for moment in state.values()]
+        tensors = [*self.net.parameters(), *self.net.buffers.values(), *moments]
+        return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
 
     def remasked(self, stays: State) -> None:
         # A dropped coefficient gets no gradient, but what is left of its momentum would still move it.
@@ -47,9 +69,12 @@ class AutogradStep:
             for moment in self.optimizer.state[self.net.leaves[name]].values():
                 if isinstance(moment, Tensor) and moment.shape == kept.shape:
                     moment.masked_fill_(~kept, 0)
+        if self.captured is not None and self.masked != set(self.net.masks):
+            self.masked = set(self.net.masks)
+            self.captured.forget()
 
 
-def _optimizer(net: Network, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer | Muon:
+def _optimizer(net: Network, recipe: Recipe, *, fused: bool) -> torch.optim.Optimizer | Muon:
     if recipe.optimizer == "muon":
         return Muon(net, recipe)
     options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
@@ -57,7 +82,7 @@ def _optimizer(net: Network, recipe: Recipe, device: torch.device) -> torch.opti
         options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     # On the CPU the fused kernels round the ends of their chunks otherwise than the rest: where a replicate lies in
     # its stack would then change its result.
-    options["fused" if device.type == "cuda" and recipe.optimizer != "rmsprop" else "foreach"] = True
+    options["fused" if fused else "foreach"] = True
     return OPTIMIZERS[recipe.optimizer](net.parameters(), **options)
 
 

@@ -160,6 +160,7 @@ def code_version() -> str:
         "axes",
         "basis",
         "batches",
+        "captured",
         "data",
         "mask_updates",
         "models",

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "lthlib"
 FLOORS = (
     ("errors", "randomness"),
     ("axes", "basis", "data", "models", "proximal", "store", "ticket"),
-    ("batches", "mask_updates", "muon", "network", "recipe", "stacked_sgd", "steps", "threads", "training"),
+    ("batches", "captured", "mask_updates", "muon", "network", "recipe", "stacked_sgd", "steps", "threads", "training"),
     ("elastic", "finders"),
     ("deployment", "theory"),
     ("evidence",),
