@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lthlib.captured import Capture, CapturedStep, cuda_graph
@@ -22,8 +22,13 @@ def step_of(net: Network, recipe: Recipe, device: torch.device) -> Step:
     """What moves the network by one step: by hand where that is written, else by autograd and torch's optimizer."""
     if recipe.precision != "bf16" and covers(net, recipe.optimizer, recipe.nesterov):
         return StackedSGD(net, recipe.momentum, recipe.weight_decay)
-    fused = device.type == "cuda" and recipe.optimizer in FUSED
-    return AutogradStep(net, recipe, device, cuda_graph if fused else None)
+    captured = device.type == "cuda" and recipe.optimizer in FUSED and _is_replayable(net.module)
+    return AutogradStep(net, recipe, device, cuda_graph if captured else None)
+
+
+def _is_replayable(module: nn.Module) -> bool:
+    """Whether all of the network's Python is torch's or ours: a user's may choose anew at each step."""
+    return all(type(part).__module__.startswith(("torch.nn.", "lthlib.")) for part in module.modules())
 
 
 class AutogradStep:
@@ -31,7 +36,7 @@ class AutogradStep:
 
     def __init__(self, net: Network, recipe: Recipe, device: torch.device, capture: Capture | None = None) -> None:
         self.net, self.precision, self.device = net, recipe.precision, device
-        self.optimizer = _optimizer(net, recipe, fused=capture is not None)
+        self.optimizer = _optimizer(net, recipe, fused=device.type == "cuda" or capture is not None)
         # A replay reads the learning rate from memory.
         self.rate = None if capture is None else torch.zeros((), device=device)
         self.captured = None if capture is None else CapturedStep(self._step, self._moved, capture)
@@ -82,7 +87,7 @@ def _optimizer(net: Network, recipe: Recipe, *, fused: bool) -> torch.optim.Opti
         options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     # On the CPU the fused kernels round the ends of their chunks otherwise than the rest: where a replicate lies in
     # its stack would then change its result.
-    options["fused" if fused else "foreach"] = True
+    options["fused" if fused and recipe.optimizer in FUSED else "foreach"] = True
     return OPTIMIZERS[recipe.optimizer](net.parameters(), **options)
 
 

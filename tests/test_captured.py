@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lthlib import training
+from lthlib import steps, training
 from lthlib.basis import bases
-from lthlib.captured import WARM_UP, Capture, CapturedStep, Replay
+from lthlib.captured import WARM_UP, Capture, CapturedStep, Replay, cuda_graph
 from lthlib.data import Dataset, load
 from lthlib.finders.dynamic import train_dynamic
 from lthlib.finders.magnitude import initial_tickets, shapes_of
 from lthlib.finders.selection import random_masks
 from lthlib.models import architecture
-from lthlib.network import Network
+from lthlib.network import Network, network
 from lthlib.randomness import generator
 from lthlib.recipe import Recipe
 from lthlib.steps import AutogradStep
@@ -205,6 +205,33 @@ def test_short_trainings_and_odd_batches_are_not_captured() -> None:
     for _ in range(3):
         step(torch.ones(4), torch.ones(4))
     assert [tape.replays for tape in tapes] == [3, 3]
+
+
+class Moody(torch.nn.Module):
+    """A user's layer, which may do one thing in one step and another in the next."""
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "fields", "captured"),
+    [
+        (RESNET, "cuda", {}, True),
+        (CONV, "cuda", {"optimizer": "adam", "nesterov": False}, True),
+        (RESNET, "cuda", {"optimizer": "muon"}, False),
+        (RESNET, "cuda", {"optimizer": "rmsprop", "nesterov": False}, False),
+        (RESNET, "cpu", {}, False),
+    ],
+)
+def test_only_steps_whose_python_is_known_are_captured(
+    name: str, device: str, fields: dict[str, Any], captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = network([make(name)], torch.device("cpu"), torch.float32)
+    asked: list[object] = []
+    monkeypatch.setattr(steps, "AutogradStep", lambda *arguments: asked.append(arguments[3]))
+    recipe = replace(RECIPE, **fields)
+    steps.step_of(net, recipe, torch.device(device))
+    net.module.add_module("moody", Moody())
+    steps.step_of(net, recipe, torch.device(device))
+    assert asked == [cuda_graph if captured else None, None]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
