@@ -6,12 +6,13 @@ steps are computed in the parameters' own precision, so that they are as blind t
 """
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lthlib.network import Network
+from lthlib.optimizers import Optimizer
 from lthlib.recipe import Recipe
 
 # Chosen by its author for the steepest slope at 0, with singular values that end between 0.7 and 1.2.
@@ -30,47 +31,30 @@ class Muon:
         self.momentum, self.nesterov, self.weight_decay = recipe.momentum, recipe.nesterov, recipe.weight_decay
         self.parameters, self.leading = net.parameters(), net.leading
         matrices = [leaf for leaf in net.leaves.values() if leaf.dim() - net.leading == 2]
-        self.moments = {leaf: torch.zeros_like(leaf) for leaf in matrices}
-        others = [tensor for tensor in self.parameters if tensor not in self.moments]
-        options: dict[str, Any] = {
-            "momentum": recipe.momentum,
-            "nesterov": recipe.nesterov,
-            "weight_decay": recipe.weight_decay,
-        }
-        self.sgd = torch.optim.SGD(others, lr=recipe.learning_rate, foreach=True, **options) if others else None
-        self.group = {"lr": recipe.learning_rate}
+        self.matrices = {leaf: torch.zeros_like(leaf) for leaf in matrices}
+        others = [tensor for tensor in self.parameters if tensor not in self.matrices]
+        self.others = Optimizer(others, replace(recipe, optimizer="sgd"))
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Where learning rates are set."""
-        return [self.group, *([] if self.sgd is None else self.sgd.param_groups)]
-
-    @property
-    def state(self) -> dict[Tensor, dict[str, Any]]:
+    def moments(self) -> dict[Tensor, list[Tensor]]:
         """Moments by leaf."""
-        found = {} if self.sgd is None else dict(self.sgd.state)
-        return found | {leaf: {"momentum_buffer": moments} for leaf, moments in self.moments.items()}
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets all gradients."""
-        for tensor in self.parameters:
-            tensor.grad = None
+        return self.others.moments | {leaf: [moments] for leaf, moments in self.matrices.items()}
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, learning_rate: float | Tensor) -> None:
         """One step from the gradients of the network's parameters."""
-        for leaf, moments in self.moments.items():
+        for leaf, moments in self.matrices.items():
             if leaf.grad is None:
                 continue
             # One replicate after the other, so that none is rounded otherwise than alone.
             stacks = (leaf, leaf.grad, moments)
-            for own in zip(*(stack.unbind() if self.leading else [stack] for stack in stacks), strict=True):
-                self._step(*own)
-        if self.sgd is not None:
-            self.sgd.step()
+            each = (stack.unbind() if self.leading else (stack,) for stack in stacks)
+            for weight, gradient, own in zip(*each, strict=True):
+                self._step(weight, gradient, own, float(learning_rate))
+        self.others.step(learning_rate)
 
-    def _step(self, weight: Tensor, gradient: Tensor, moments: Tensor) -> None:
-        rate, (rows, columns) = self.group["lr"], weight.shape
+    def _step(self, weight: Tensor, gradient: Tensor, moments: Tensor, rate: float) -> None:
+        rows, columns = weight.shape
         moments.lerp_(gradient, 1 - self.momentum)
         update = gradient.lerp(moments, self.momentum) if self.nesterov else moments
         weight.mul_(1 - rate * self.weight_decay)

@@ -171,8 +171,9 @@ class Network:
             stays[name] = mask & self.masks.get(name, mask)
             leaf.masked_fill_(~stays[name], 0)
             if name in self.masks:
-                # In place, because a captured step reads this very tensor.
+                # In place, because a captured step reads these very tensors.
                 self.masks[name].copy_(mask)
+                self.held[name].zero_()
             else:
                 self.masks[name], self.held[name] = mask, torch.zeros_like(leaf)
         return stays

@@ -10,13 +10,8 @@ import torch
 from lthlib.errors import InputError, unknown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-OPTIMIZERS = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-}
 # Torch's own, but for Muon, which `lthlib.muon` fits to stacks.
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 VALID_OPTIMIZERS = (*OPTIMIZERS, "muon")
 
 

@@ -11,7 +11,8 @@ from lthlib.captured import Capture, CapturedStep, cuda_graph
 from lthlib.mask_updates import Step
 from lthlib.muon import Muon
 from lthlib.network import Network
-from lthlib.recipe import OPTIMIZERS, Recipe
+from lthlib.optimizers import Optimizer
+from lthlib.recipe import Recipe
 from lthlib.stacked_sgd import StackedSGD, covers
 from lthlib.ticket import State
 
@@ -32,63 +33,52 @@ def _is_replayable(module: nn.Module) -> bool:
 
 
 class AutogradStep:
-    """A step by autograd and one of torch's optimizers; with `capture`, which needs a fused one, replayed."""
+    """A step by autograd and the recipe's optimizer; with `capture`, which needs a fused one, replayed."""
 
     def __init__(self, net: Network, recipe: Recipe, device: torch.device, capture: Capture | None = None) -> None:
         self.net, self.precision, self.device = net, recipe.precision, device
         self.optimizer = _optimizer(net, recipe, fused=device.type == "cuda" or capture is not None)
         # A replay reads the learning rate from memory.
-        self.rate = None if capture is None else torch.zeros((), device=device)
+        self.rate: float | Tensor = 0.0 if capture is None else torch.zeros((), device=device)
         self.captured = None if capture is None else CapturedStep(self._step, self._moved, capture)
         self.masked = set(net.masks)
 
     def __call__(self, inputs: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
-        if self.rate is not None:
-            self.rate.fill_(learning_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate if self.rate is None else self.rate
+        self.rate = self.rate.fill_(learning_rate) if isinstance(self.rate, Tensor) else learning_rate
         return (self.captured or self._step)(inputs, labels)
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         with autocast(self.precision, self.device):
             losses = losses_of(self.net.forward(inputs, training=True), labels)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.net.parameters():
+            parameter.grad = None
         losses.mean(1).sum().backward()
         self.net.mask_gradients()
-        for group in self.optimizer.param_groups:
-            # Adam asks for it when captured, and warns of it when not.
-            if "capturable" in group:
-                group["capturable"] = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        self.optimizer.step()
+        self.optimizer.step(self.rate)
         self.net.hold(everywhere=isinstance(self.optimizer, Muon))
         return losses.detach()
 
     def _moved(self) -> list[Tensor]:
-        moments = [moment for state in self.optimizer.state.values() for moment in state.values()]
-        tensors = [*self.net.parameters(), *self.net.buffers.values(), *moments]
-        return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+        moments = [moment for own in self.optimizer.moments.values() for moment in own]
+        return [*self.net.parameters(), *self.net.buffers.values(), *moments]
 
     def remasked(self, stays: State) -> None:
         # A dropped coefficient gets no gradient, but what is left of its momentum would still move it.
         for name, kept in stays.items():
-            for moment in self.optimizer.state[self.net.leaves[name]].values():
-                if isinstance(moment, Tensor) and moment.shape == kept.shape:
+            for moment in self.optimizer.moments[self.net.leaves[name]]:
+                if moment.shape == kept.shape:
                     moment.masked_fill_(~kept, 0)
         if self.captured is not None and self.masked != set(self.net.masks):
             self.masked = set(self.net.masks)
             self.captured.forget()
 
 
-def _optimizer(net: Network, recipe: Recipe, *, fused: bool) -> torch.optim.Optimizer | Muon:
+def _optimizer(net: Network, recipe: Recipe, *, fused: bool) -> Optimizer | Muon:
     if recipe.optimizer == "muon":
         return Muon(net, recipe)
-    options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer == "sgd":
-        options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     # On the CPU the fused kernels round the ends of their chunks otherwise than the rest: where a replicate lies in
     # its stack would then change its result.
-    options["fused" if fused and recipe.optimizer in FUSED else "foreach"] = True
-    return OPTIMIZERS[recipe.optimizer](net.parameters(), **options)
+    return Optimizer(net.parameters(), recipe, fused=fused and recipe.optimizer in FUSED)
 
 
 def losses_of(logits: Tensor, labels: Tensor) -> Tensor:

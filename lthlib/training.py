@@ -166,6 +166,7 @@ def code_version() -> str:
         "models",
         "muon",
         "network",
+        "optimizers",
         "proximal",
         "randomness",
         "recipe",

@@ -222,8 +222,8 @@ class Spy:
 def moments(move: object, net: object, name: str) -> list[Tensor]:
     if hasattr(move, "velocity"):
         return [move.velocity[name]]
-    state = move.optimizer.state[net.leaves[name]]  # type: ignore[attr-defined]
-    return [value for value in state.values() if value.shape == net.leaves[name].shape]  # type: ignore[attr-defined]
+    found = move.optimizer.moments[net.leaves[name]]  # type: ignore[attr-defined]
+    return [value for value in found if value.shape == net.leaves[name].shape]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])

@@ -22,8 +22,9 @@ from lthlib.errors import InputError, unknown
 from lthlib.finders.allocation import kept_count, uniform_counts
 from lthlib.finders.selection import Count, keep_top
 from lthlib.models import build
+from lthlib.optimizers import Optimizer
 from lthlib.randomness import generator, stream_seed
-from lthlib.recipe import DTYPES, OPTIMIZERS, Recipe
+from lthlib.recipe import DTYPES, Recipe
 from lthlib.threads import StoppedError
 from lthlib.ticket import State, Ticket
 
@@ -256,7 +257,7 @@ class Search:
         examples, recipe = len(self.task.targets), self.recipe
         total, each = recipe.steps(examples), recipe.steps_per_epoch(examples)
         marks = {round(total * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)} | {total}
-        optimizer = self._optimizer()
+        optimizer = Optimizer(list(self.scores.values()), recipe)
         history: list[dict[str, float]] = []
         losses: list[Tensor] = []
         density = self.settings.density_at(0, total)
@@ -289,12 +290,6 @@ class Search:
                 before = masks
         return Found(self._ticket(self.exact_masks(self.settings.density)), self.seed, history)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        options: dict[str, Any] = {"lr": self.recipe.learning_rate, "weight_decay": self.recipe.weight_decay}
-        if self.recipe.optimizer == "sgd":
-            options |= {"momentum": self.recipe.momentum, "nesterov": self.recipe.nesterov}
-        return OPTIMIZERS[self.recipe.optimizer](list(self.scores.values()), foreach=True, **options)
-
     def _start(self, epoch: int) -> None:
         count = len(self.task.targets)
         self.order = torch.randperm(count, generator=generator(self.seed, "order", epoch)).to(self.device)
@@ -302,7 +297,7 @@ class Search:
             flips, offsets = augmentation_draws(count, generator(self.seed, "augmentation", epoch))
             self.flips, self.offsets = flips.to(self.device), offsets.to(self.device)
 
-    def _step(self, optimizer: torch.optim.Optimizer, position: int, rate: float, density: float) -> Tensor:
+    def _step(self, optimizer: Optimizer, position: int, rate: float, density: float) -> Tensor:
         place = slice(position * self.recipe.batch_size, (position + 1) * self.recipe.batch_size)
         chosen = self.order[place]
         inputs = self.task.inputs.index_select(0, chosen)
@@ -317,9 +312,7 @@ class Search:
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         for (name, score), gradient in zip(self.scores.items(), gradients, strict=True):
             score.grad = self._straight_through(name, gradient, bases[name])
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
+        optimizer.step(rate)
         if self.settings.method == "gem-miner":
             for score in self.scores.values():
                 score.clamp_(0, 1)
