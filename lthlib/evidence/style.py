@@ -84,7 +84,21 @@ _MARKERS = "o^DvPphs<>dX"
 
 
 class Chart(Figure):
-    """A matplotlib figure that a notebook shows as the cell's value and that pyplot never holds open."""
+    """A matplotlib figure that a notebook shows as the cell's value and that pyplot never holds open.
+
+    It is laid out when first saved or shown, and stays so: matplotlib would lay it out anew, and draw it once more for
+    that, each time, which takes as long again as all drawing.
+    """
+
+    def savefig(self, fname: Any, *, dpi: Any = "figure", **options: Any) -> None:
+        """Saves the figure as matplotlib does."""
+        engine, own = self.get_layout_engine(), self.dpi
+        if engine is not None:
+            self.dpi = own if dpi == "figure" else dpi
+            engine.execute(self)
+            self.dpi = own
+            self.set_layout_engine(None)
+        super().savefig(fname, dpi=dpi, **options)
 
     def _repr_png_(self) -> bytes:
         with BytesIO() as buffer:
