@@ -4,11 +4,12 @@ Tanaka et al., "Pruning neural networks without any data by iteratively conservi
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,21 +22,35 @@ SAMPLED = 2**16
 SHARE = 0.5
 
 
-def _flow(ticket: Ticket) -> Callable[[State], Tensor]:
-    """R(weights): the summed outputs for one image of ones, all other parameters by absolute value, float64.
+def _others(ticket: Ticket) -> State:
+    """All but the weights as R takes them: by absolute value, float64.
 
     BatchNorm has statistics 0 and 1 whatever the ticket's: in training mode one such image has zero variance.
     """
-    module, rest = structure(ticket.architecture), {}
+    others = {}
     for name, tensor in ticket.rest.items():
-        rest[name] = tensor.double().abs() if tensor.is_floating_point() else tensor
-    for name, layer in module.named_modules():
+        others[name] = tensor.double().abs() if tensor.is_floating_point() else tensor
+    for name, layer in structure(ticket.architecture).named_modules():
         if isinstance(layer, _BatchNorm) and layer.track_running_stats:
             for buffer, value in (("running_mean", 0.0), ("running_var", 1.0)):
-                rest[f"{name}.{buffer}"] = torch.full_like(rest[f"{name}.{buffer}"], value)
+                others[f"{name}.{buffer}"] = torch.full_like(others[f"{name}.{buffer}"], value)
+    return others
+
+
+def _ones(ticket: Ticket) -> Tensor:
     device = next(iter(ticket.masks.values())).device
-    ones = torch.ones(1, *ticket.architecture.input_shape, dtype=torch.float64, device=device)
-    return lambda weights: functional_call(module, {**weights, **rest}, (ones,)).sum()
+    return torch.ones(1, *ticket.architecture.input_shape, dtype=torch.float64, device=device)
+
+
+def _holding(module: nn.Module, state: State) -> nn.Module:
+    """A copy of the module that holds these tensors themselves, where swapping them in each time takes its time."""
+    copied = deepcopy(module)
+    for name, tensor in state.items():
+        path, _, own = name.rpartition(".")
+        layer = copied.get_submodule(path)
+        held = own in layer._parameters and not isinstance(tensor, nn.Parameter)
+        setattr(layer, own, nn.Parameter(tensor, requires_grad=False) if held else tensor)
+    return copied
 
 
 def _gradients(of: Tensor, leaves: State) -> State:
@@ -51,7 +66,8 @@ def synflow_scores(ticket: Ticket) -> State:
     """
     leaves = {name: c.detach().double().requires_grad_() for name, c in ticket.effective_coefficients().items()}
     weights = {name: ticket.bases[name].synthesise(leaf).abs() for name, leaf in leaves.items()}
-    gradients = _gradients(_flow(ticket)(weights), leaves)
+    flow = functional_call(structure(ticket.architecture), {**weights, **_others(ticket)}, (_ones(ticket),)).sum()
+    gradients = _gradients(flow, leaves)
     return {name: gradient.mul_(leaves[name].detach()).abs_() for name, gradient in gradients.items()}
 
 
@@ -62,14 +78,14 @@ def synflow_masks(ticket: Ticket, counts: Sequence[int]) -> State:
     only those that a sample of the scores shows to be near or below the threshold are ranked; pruned weights are
     zeroed in place in one float64 copy, and skipped once they are many. So a round costs little beyond its gradient.
     """
-    flow = _flow(ticket)
     values = {name: c.detach().double().abs().contiguous() for name, c in ticket.effective_coefficients().items()}
     pools = {name: _Pool(None, mask.reshape(-1).clone(), values[name].view(-1)) for name, mask in ticket.masks.items()}
+    # Leaves that share memory with `values`, which may then be written to.
+    leaves: State = {name: nn.Parameter(value.detach()) for name, value in values.items()}
+    module, ones = _holding(structure(ticket.architecture), {**leaves, **_others(ticket)}), _ones(ticket)
     left = ticket.kept
     for number, count in enumerate(counts):
-        # Leaves that share memory with `values`, which may then be written to.
-        leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-        gradients = _gradients(flow(leaves), leaves)
+        gradients = _gradients(module(ones).sum(), leaves)
         scores = {name: pools[name].scores(gradient.reshape(-1)) for name, gradient in gradients.items()}
         alive = {name: pool.alive for name, pool in pools.items()}
         if number == 0:
