@@ -58,9 +58,9 @@ PARTS = {
     "start_up": Part("Start-up"),
     "train_lenet": Part(
         "LeNet-300-100 against matrix products",
-        why="at these shapes the forward product alone reaches about 60 % of a large one; layouts that reach 96 % round "
-        "otherwise, and every kept result would change in its last digits. Batches gathered and masked updates move "
-        "memory that the count of products leaves out",
+        why="at these shapes the forward product alone reaches about 60 % of a large one's rate; layouts that reach "
+        "96 % round otherwise, and every kept result would change in its last digits. Batches gathered and masked "
+        "updates move memory that the count of products leaves out",
     ),
     "plain_loops": Part("Training steps beside DataLoader loops"),
     "train_resnet": Part(
