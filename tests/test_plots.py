@@ -5,6 +5,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from lthlib.errors import InputError
 from lthlib.evidence import plots
@@ -223,6 +224,16 @@ def test_figures_show_themselves_on_solid_white_and_leave_settings_alone(frame):
     assert dict(mpl.rcParams) == before
     corner = mpl.image.imread(BytesIO(shown))[0, 0]
     assert list(corner) == [1, 1, 1, 1]
+
+
+def test_a_figure_laid_out_once_looks_as_matplotlib_saves_it(frame):
+    own, wanted = plots.accuracy_curve(frame), plots.accuracy_curve(frame)
+    contents = []
+    for save in (own.savefig, lambda *args, **options: Figure.savefig(wanted, *args, **options), own.savefig):
+        save(buffer := BytesIO(), format="png", dpi=150)
+        contents.append(buffer.getvalue())
+    assert contents[0] == contents[1] == contents[2]
+    own.savefig(BytesIO(), format="svg", dpi=None)
 
 
 def test_no_figure_stays_open(frame):

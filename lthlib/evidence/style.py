@@ -94,7 +94,7 @@ class Chart(Figure):
         """Saves the figure as matplotlib does."""
         engine, own = self.get_layout_engine(), self.dpi
         if engine is not None:
-            self.dpi = own if dpi == "figure" else dpi
+            self.dpi = dpi if isinstance(dpi, int | float) else own
             engine.execute(self)
             self.dpi = own
             self.set_layout_engine(None)
