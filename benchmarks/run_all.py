@@ -95,8 +95,8 @@ PARTS = {
     "quick_profile": Part(
         "Quick profile, end to end",
         heavy=True,
-        why="much of it is small convolutional networks, whose steps are mostly set-up inside oneDNN's calls; before the "
-        "last gains the same run took 497 s on this host at another hour",
+        why="much of it is small convolutional networks, whose steps are mostly set-up inside oneDNN's calls; before "
+        "the last gains the same run took 497 s on this host at another hour",
     ),
 }
 
