@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lthlib.axes import FIXED, Axis, fixed_axis, given_axis
 from lthlib.errors import InputError, unknown
+from lthlib.rounding import rows_times
 
 SCOPES = ("all", "input", "kernel", "in", "out")
 _RULES: dict[str, tuple[str, ...]] = {
@@ -127,7 +128,7 @@ class Kronecker:
                     continue
                 matrix, trailing = axis.matrix(tensor.dtype, tensor.device), math.prod(sizes[i + 1 :])
                 if trailing == 1:
-                    value = value.reshape(-1, sizes[i]) @ (matrix if transpose else matrix.T)
+                    value = rows_times(value.reshape(-1, sizes[i]), matrix if transpose else matrix.T)
                 else:
                     value = (matrix.T if transpose else matrix) @ value.reshape(-1, sizes[i], trailing)
         return value.reshape(tensor.shape)

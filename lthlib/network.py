@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from lthlib.basis import Kronecker
 from lthlib.models import Architecture, build
+from lthlib.rounding import rows_times
 from lthlib.ticket import State, Ticket
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, nn.Identity)
@@ -282,18 +283,18 @@ class LinearStack(Network):
     def into_basis(self, x: Tensor, name: str) -> Tensor:
         """$B_{in}x$ for a layer's inputs; those of the first layer are transformed already."""
         into = self.matrices[name][0]
-        return x if into is None or name == self.first else x @ into
+        return x if into is None or name == self.first else rows_times(x, into)
 
-    def product(self, turned: Tensor, name: str, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, name: str, bias: Tensor | None) -> Tensor:
         """$B_{out}^\\top C x$ plus bias, for inputs that `into_basis` gave."""
         leaf, out = self.leaves[name], self.matrices[name][1]
         if not self.in_weights and not isinstance(self.bases[name], Kronecker):
             leaf = self.bases[name].synthesise(leaf)
         if out is None and bias is not None:
-            return torch.baddbmm(bias.unsqueeze(1), turned, leaf.mT)
-        y = torch.bmm(turned, leaf.mT)
+            return torch.baddbmm(bias.unsqueeze(1), x, leaf.mT)
+        y = torch.bmm(x, leaf.mT)
         if out is not None:
-            y = y @ out
+            y = rows_times(y, out)
         return y if bias is None else y + bias.unsqueeze(1)
 
 

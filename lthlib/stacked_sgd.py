@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lthlib.network import LinearStack, Network
+from lthlib.rounding import rows_times
 from lthlib.ticket import State
 
 
@@ -36,22 +37,22 @@ class StackedSGD:
         layers, x = [], inputs
         for position, prefix in enumerate(self.prefixes):
             activation = torch.relu_(x) if position else x
-            turned = self.net.into_basis(activation, f"{prefix}.weight")
-            layers.append((prefix, activation, turned))
-            x = self.net.product(turned, f"{prefix}.weight", self.net.affine.get(f"{prefix}.bias"))
+            inputs = self.net.into_basis(activation, f"{prefix}.weight")
+            layers.append((prefix, activation, inputs))
+            x = self.net.product(inputs, f"{prefix}.weight", self.net.affine.get(f"{prefix}.bias"))
         log_p, target = x.log_softmax(-1), labels.unsqueeze(-1)
         losses = -log_p.gather(-1, target).squeeze(-1)
         gradient = log_p.exp_().scatter_add_(-1, target, log_p.new_full((), -1.0).expand(target.shape))
         gradient /= labels.shape[1]
         for position in reversed(range(len(layers))):
-            prefix, activation, turned = layers[position]
-            below = self._layer(prefix, turned, gradient, learning_rate, first=position == 0)
+            prefix, activation, inputs = layers[position]
+            below = self._layer(prefix, inputs, gradient, learning_rate, first=position == 0)
             if below is not None:
                 # An activation of zero is where the ReLU passed nothing on.
                 gradient = torch.ops.aten.threshold_backward(below, activation, 0)
         return losses
 
-    def _layer(self, prefix: str, turned: Tensor, gradient: Tensor, rate: float, *, first: bool) -> Tensor | None:
+    def _layer(self, prefix: str, inputs: Tensor, gradient: Tensor, rate: float, *, first: bool) -> Tensor | None:
         """Updates one layer from the gradient of its output; gives the gradient of its input, None for the first."""
         name, bias = f"{prefix}.weight", f"{prefix}.bias"
         leaf, velocity = self.net.leaves[name], self.velocity[name]
@@ -61,13 +62,13 @@ class StackedSGD:
             if self.weight_decay:
                 push.add_(self.net.affine[bias], alpha=self.weight_decay)
         if out is not None:
-            gradient = gradient @ out.mT
+            gradient = rows_times(gradient, out.mT)
         below = None
         if not first:
             below = torch.bmm(gradient, leaf)
             if into is not None:
-                below = below @ into.mT
-        self._accumulate(velocity, gradient, turned)
+                below = rows_times(below, into.mT)
+        self._accumulate(velocity, gradient, inputs)
         if self.weight_decay:
             velocity.add_(leaf, alpha=self.weight_decay)
         if name in self.masks:
@@ -78,14 +79,14 @@ class StackedSGD:
             self.net.affine[bias].add_(self.velocity[bias], alpha=-rate)
         return below
 
-    def _accumulate(self, velocity: Tensor, gradient: Tensor, turned: Tensor) -> None:
-        """velocity <- momentum velocity + gradient^T turned, rounded alike for one replicate and for several."""
+    def _accumulate(self, velocity: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+        """velocity <- momentum velocity + gradient^T inputs, rounded alike for one replicate and for several."""
         if len(velocity) > 1:
-            torch.baddbmm(velocity, gradient.mT, turned, beta=self.momentum, out=velocity)
+            torch.baddbmm(velocity, gradient.mT, inputs, beta=self.momentum, out=velocity)
         else:
             # A stack of one goes to another kernel, which rounds otherwise; a stack of twins does not.
-            both, gradients, inputs = (tensor.repeat(2, 1, 1) for tensor in (velocity, gradient, turned))
-            velocity.copy_(both.baddbmm_(gradients.mT, inputs, beta=self.momentum)[:1])
+            both, gradients, twice = (tensor.repeat(2, 1, 1) for tensor in (velocity, gradient, inputs))
+            velocity.copy_(both.baddbmm_(gradients.mT, twice, beta=self.momentum)[:1])
 
 
 def covers(net: Network, optimizer: str, nesterov: bool) -> TypeGuard[LinearStack]:

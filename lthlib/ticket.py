@@ -164,7 +164,8 @@ class Ticket:
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = (file.metadata() or {}).get("ticket")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                # Copied, because a file's tensors lie anywhere, and sums may round by where they do.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
             if header is None:
                 raise InputError(f"{str(path)!r} holds tensors but no ticket (write one with Ticket.save)")
             description = json.loads(header)

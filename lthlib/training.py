@@ -24,6 +24,7 @@ from lthlib.mask_updates import MaskUpdates, dense_gradients, refuse_unchangeabl
 from lthlib.network import Network, is_linear, network, stack_key
 from lthlib.proximal import Penalty
 from lthlib.recipe import DTYPES, Recipe
+from lthlib.rounding import warn_of_neighbours
 from lthlib.steps import autocast, losses_of, step_of
 from lthlib.store import Store, sources_digest, write_json
 from lthlib.threads import StoppedError, shares, values_of
@@ -109,6 +110,8 @@ def train(
     if mask_updates is not None:
         refuse_unchangeable(tickets, recipe)
     where = pick_device(device)
+    if where.type == "cpu":
+        warn_of_neighbours()
     data = dataset.to(where)
 
     def work(indices: list[int]) -> Iterator[Trained]:
@@ -170,6 +173,7 @@ def code_version() -> str:
         "proximal",
         "randomness",
         "recipe",
+        "rounding",
         "stacked_sgd",
         "steps",
         "threads",

@@ -17,6 +17,7 @@ def test_a_machine_that_is_ready(tmp_path: Path) -> None:
     assert [line.split()[1] for line in lines] == [
         "versions",
         "device",
+        "rounding",
         "disk",
         "memory",
         "results",
@@ -25,7 +26,7 @@ def test_a_machine_that_is_ready(tmp_path: Path) -> None:
     ]
     assert lines[-1] == "ok   data      digits: 1200 + 297 + 300 images"
     assert "torch" in lines[0]
-    assert lines[4].endswith("out can be made")
+    assert lines[5].endswith("out can be made")
     assert list(tmp_path.iterdir()) == []
     assert all("\n" not in line for line in lines)
 

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lthlib"
 FLOORS = (
-    ("errors", "randomness"),
+    ("errors", "randomness", "rounding"),
     ("axes", "basis", "data", "models", "proximal", "store", "ticket"),
     (
         "batches",

@@ -61,14 +61,14 @@ def test_logits_and_gradients_are_the_modules_in_coordinates(name: str, rule: st
     net = network([ticket], CPU, torch.float64, state_in)
     logits = net.forward(net.prepare(images).unsqueeze(0), training=True)
     expected, module = plain(ticket, images, training=True)
-    torch.testing.assert_close(logits[0], expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(logits[0], expected, rtol=1e-14, atol=1e-12)
     F.cross_entropy(logits[0], labels).backward()
     net.mask_gradients()
     F.cross_entropy(expected, labels).backward()
     for key, parameter in module.named_parameters():
         assert parameter.grad is not None
         if key not in net.leaves:
-            torch.testing.assert_close(net.affine[key].grad.view_as(parameter), parameter.grad, rtol=0, atol=1e-12)  # type: ignore[union-attr]
+            torch.testing.assert_close(net.affine[key].grad.view_as(parameter), parameter.grad, rtol=1e-14, atol=1e-12)  # type: ignore[union-attr]
             continue
         basis = ticket.bases[key]
         expected_gradient = basis.analyse(parameter.grad) * ticket.masks[key]
@@ -76,7 +76,7 @@ def test_logits_and_gradients_are_the_modules_in_coordinates(name: str, rule: st
             expected_gradient = basis.synthesise(expected_gradient)
         found = net.leaves[key].grad
         assert found is not None
-        torch.testing.assert_close(found.view_as(parameter), expected_gradient, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.view_as(parameter), expected_gradient, rtol=1e-14, atol=1e-12)
         if not net.in_weights:
             assert not found.view_as(parameter)[~ticket.masks[key]].any(), "exactly zero where pruned"
 
@@ -91,7 +91,7 @@ def test_a_stack_is_its_tickets_side_by_side(rule: str) -> None:
     logits = net.forward(inputs, training=False)
     assert logits.shape == (3, 5, 10)
     for ticket, part, found in zip(tickets, images, logits, strict=True):
-        torch.testing.assert_close(found, plain(ticket, part.view(5, *DIGITS), False)[0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(found, plain(ticket, part.view(5, *DIGITS), False)[0], rtol=1e-14, atol=1e-12)
 
 
 @pytest.mark.parametrize("off", ["zero", "init"])
@@ -227,7 +227,7 @@ def test_a_users_own_sequence_gives_its_own_logits(factory: str, stacked: bool) 
     assert (type(net) is LinearStack) == stacked == (stack_key(ticket) is not None)
     images = noise((4, *DIGITS), "images")
     found = net.forward(net.prepare(images).unsqueeze(0), training=False)[0]
-    torch.testing.assert_close(found, plain(ticket, images, False)[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, plain(ticket, images, False)[0], rtol=1e-14, atol=1e-12)
 
 
 def test_the_output_layer_comes_last() -> None:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -338,6 +339,19 @@ def test_a_replicate_does_not_see_its_neighbours(
     for chosen in ([0], [3], [4, 1], [3, 2, 1]):
         for index, run in zip(chosen, runs(chosen), strict=True):
             same(run, whole[index])
+
+
+@pytest.mark.parametrize("rest", [1, 2, 3, 4])
+@pytest.mark.parametrize("rule", ["canonical", "dct", "haar", "svd"])
+@pytest.mark.parametrize("fields", [{}, {"optimizer": "adam", "learning_rate": 1e-3, "state_in": "weights"}])
+def test_nor_where_the_last_batch_is_small(rest: int, rule: str, fields: dict[str, Any]) -> None:
+    data = load("digits", train_size=64 + rest, validation_size=40 + rest)
+    tickets = [make("lenet-37-3", rule, density, seed=seed) for seed, density in enumerate([1.0, 0.5, 0.2])]
+    recipe = replace(SHORT, **fields)
+    whole = train(tickets, recipe, data, [0, 1, 2], device="cpu")
+    for index, ticket in enumerate(tickets):
+        (alone,) = train([ticket], recipe, data, [index], device="cpu")
+        same(alone, whole[index])
 
 
 def test_evaluation_does_not_see_neighbours_either(digits: Dataset) -> None:

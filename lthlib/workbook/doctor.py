@@ -35,6 +35,7 @@ def examine(out: Path, data_dir: Path) -> Iterator[Finding]:
     """All findings, for results in `out` and data in `data_dir`; data sets that are not there are none."""
     yield _packages()
     yield _device()
+    yield _rounding()
     yield _disk(out)
     yield _memory()
     yield from _access(out, data_dir)
@@ -78,6 +79,15 @@ def _device() -> Finding:
     except RuntimeError as error:
         return Finding("device", False, f"{found}; CUDA is there but fails: {str(error).splitlines()[0]}")
     return Finding("device", True, found)
+
+
+def _rounding() -> Finding:
+    """Whether a replicate's result depends on its neighbours; see lthlib.rounding."""
+    from lthlib.rounding import mkl_mode, neighbours_leave_no_trace
+
+    well = neighbours_leave_no_trace()
+    found = "the same digits" if well else "other digits"
+    return Finding("rounding", well, f"a replicate has {found} alone and beside others (MKL's mode: {mkl_mode()})")
 
 
 def _disk(out: Path) -> Finding:

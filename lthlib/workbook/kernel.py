@@ -59,7 +59,11 @@ def usage() -> dict[str, Any]:
     found: dict[str, Any] = {"device": processor(), "peak_memory_bytes": peak_memory()}
     if torch is None:
         return found
+    from lthlib.rounding import mkl_mode, neighbours_leave_no_trace
+
     found["threads"] = torch.get_num_threads()
+    found["mkl"] = mkl_mode()
+    found["neighbours_leave_no_trace"] = neighbours_leave_no_trace()
     found["deterministic"] = torch.are_deterministic_algorithms_enabled()
     if torch.cuda.is_initialized():
         found["device"] = torch.cuda.get_device_name()

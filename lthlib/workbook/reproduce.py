@@ -33,7 +33,8 @@ COMPUTING = ("python", "torch", "numpy", "scipy", "scikit-learn", "numba", "PyWa
 class Reproduction:
     """A claim as it was kept and as it came out now.
 
-    `same` says that settings, processor, threads and versions are those of the record: then every digit must agree.
+    `same` says that settings, processor, kernels, threads and versions are those of the record: then every digit must
+    agree.
     `whole` says that the whole notebook ran; without that the verdict lacks the correction for its other claims.
     `identity` says that the claim bounds rounding errors, which have no interval to lie in.
     """
@@ -87,8 +88,8 @@ class Reproduction:
         if self.exact:
             return "Equal to the last digit." if self.agrees else "Equal numbers, but another verdict."
         if self.same:
-            return "Not reproduced: same settings, processor, threads and versions, other numbers."
-        where = "Settings, processor, threads or versions are not those of the record;"
+            return "Not reproduced: same settings, processor, kernels, threads and versions, other numbers."
+        where = "Settings, processor, kernels, threads or versions are not those of the record;"
         if self.identity:
             return f"{where} an identity up to rounding, its verdict is {'the same' if self.agrees else 'another'}."
         return f"{where} the new estimate lies {'inside' if self.agrees else 'outside'} the kept interval."
@@ -138,7 +139,7 @@ def reproduce(run: Run, claim_id: str, settings: Sequence[str], out: str, *, who
         raise RuntimeError(f"{run.notebook} no longer decides {claim_id} with these settings")
     same = (
         not changed
-        and all(usage.get(name) == run.facts.get(name) for name in ("device", "threads"))
+        and all(usage.get(name) == run.facts.get(name) for name in ("device", "threads", "mkl"))
         and _computing(run.facts.get("versions", {})) == _computing(manifest.versions())
     )
     identity = stated(run.notebook, margin=float(values.get("margin", 1.0)))[claim_id].kind == "exact"
