@@ -107,7 +107,7 @@ app)
     echo "Installing Voila, which serves the page" >&2
     "$python" -m pip install --disable-pip-version-check -c constraints.txt voila >&2
   fi
-  exec "$python" -m voila lthlib/evidence/widgets/dashboard.ipynb --Voila.ip=127.0.0.1 --Voila.auto_token=True "$@"
+  exec "$python" -m voila lthlib/widgets/dashboard.ipynb --Voila.ip=127.0.0.1 --Voila.auto_token=True "$@"
   ;;
 --*)
   exec "$python" -m lthlib.workbook.cli run "$@"

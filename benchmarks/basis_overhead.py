@@ -13,11 +13,10 @@ from reporting import Row, parser, report
 from train_lenet import mnist_shaped
 
 from lthlib.data import Dataset, Split
-from lthlib.finders.magnitude import bases_for, initial_tickets
-from lthlib.models import architecture
-from lthlib.recipe import Recipe
-from lthlib.ticket import Ticket
-from lthlib.training import train
+from lthlib.models.architecture import architecture
+from lthlib.ticket import Ticket, bases_for, initial_tickets
+from lthlib.training.recipe import Recipe
+from lthlib.training.train import train
 
 
 def cifar_shaped(examples: int) -> Dataset:

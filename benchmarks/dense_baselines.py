@@ -12,11 +12,11 @@ from reporting import Row, parser, report
 
 from lthlib import data
 from lthlib.evidence.intervals import mean_interval
-from lthlib.finders.magnitude import initial_tickets
-from lthlib.models import architecture
-from lthlib.recipe import Recipe
+from lthlib.models.architecture import architecture
 from lthlib.store import Store
-from lthlib.training import evaluate, train
+from lthlib.ticket import initial_tickets
+from lthlib.training.recipe import Recipe
+from lthlib.training.train import evaluate, train
 
 
 @dataclass(frozen=True)

@@ -105,11 +105,12 @@ def together(folder: Path) -> list[Row]:
 
 def damage(folder: Path, count: int) -> list[Row]:
     """Flips bits in, and cuts short, each kind of file; counts what nobody noticed and what came back different."""
-    from lthlib import data, models
-    from lthlib.finders.magnitude import initial_tickets, train_dense
-    from lthlib.recipe import Recipe
+    from lthlib import data
+    from lthlib.finders.imp import train_dense
+    from lthlib.models import architecture as models
     from lthlib.store import Store
-    from lthlib.ticket import Ticket
+    from lthlib.ticket import Ticket, initial_tickets
+    from lthlib.training.recipe import Recipe
     from lthlib.workbook import manifest
 
     choice, rows = random.Random(1), []
@@ -253,7 +254,7 @@ def overhead(folder: Path, count: int) -> list[Row]:
     """Seconds a notebook takes in the runner beyond papermill's own, one after the other, in turn."""
     import papermill
 
-    from lthlib.workbook.runner import run_notebook
+    from lthlib.workbook.run import run_notebook
 
     folder.mkdir()
     ours, theirs = [], []

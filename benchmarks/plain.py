@@ -12,7 +12,7 @@ from torch.utils import data as torch_data
 from torchvision import transforms
 
 from lthlib.data import Dataset
-from lthlib.models import prunable
+from lthlib.models.architecture import prunable
 from lthlib.ticket import Ticket
 
 

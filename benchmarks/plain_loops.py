@@ -15,12 +15,11 @@ from train_lenet import mnist_shaped
 from train_resnet import augmented
 
 from lthlib.data import Dataset
-from lthlib.finders.magnitude import initial_tickets
-from lthlib.finders.saliency import find
-from lthlib.models import architecture, build
-from lthlib.recipe import Recipe
-from lthlib.ticket import Ticket
-from lthlib.training import train
+from lthlib.finders.find import find
+from lthlib.models.architecture import architecture, build
+from lthlib.ticket import Ticket, initial_tickets
+from lthlib.training.recipe import Recipe
+from lthlib.training.train import train
 
 
 def ours(tickets: list[Ticket], dataset: Dataset, batch: int, repeats: int) -> float:

@@ -16,10 +16,11 @@ from plain import masked, step_seconds
 from reporting import Row, parser, report
 
 from lthlib import data
-from lthlib.finders.magnitude import Pruning, in_basis, initial_tickets, iterative_magnitude_pruning, train_dense
-from lthlib.finders.saliency import find
-from lthlib.models import Architecture, architecture, build
-from lthlib.recipe import Recipe
+from lthlib.finders.find import find
+from lthlib.finders.imp import Pruning, in_basis, iterative_magnitude_pruning, train_dense
+from lthlib.models.architecture import Architecture, architecture, build
+from lthlib.ticket import initial_tickets
+from lthlib.training.recipe import Recipe
 
 BASES = ("canonical", "dct@input", "haar@input")
 

@@ -11,12 +11,14 @@ import torch
 from reporting import Row, parser, report, timing
 from torch.nn import functional as F
 
-from lthlib.finders import saliency
-from lthlib.finders.sanity import pruning_data
+from lthlib.finders import find as saliency
+from lthlib.finders.pruning_data import pruning_data
 from lthlib.finders.scores import grasp_scores, ntk_sketch_scores, snip_scores
-from lthlib.finders.selection import keep_top, sample
 from lthlib.finders.synflow import synflow_scores
-from lthlib.models import architecture, build, initial_state
+from lthlib.masks.draws import sample
+from lthlib.masks.topk import keep_top
+from lthlib.models.architecture import architecture, build
+from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
 from lthlib.ticket import dense_ticket
 

@@ -19,8 +19,8 @@ from train_resnet import augmented
 
 from lthlib.data import Dataset
 from lthlib.finders.supermask import Supermask, find_supermasks, random_source
-from lthlib.models import architecture, build
-from lthlib.recipe import Recipe
+from lthlib.models.architecture import architecture, build
+from lthlib.training.recipe import Recipe
 
 
 class Subnet(torch.autograd.Function):

@@ -12,10 +12,10 @@ from limits import gemm_rate
 from reporting import Row, parser, report
 
 from lthlib import data
-from lthlib.finders.magnitude import initial_tickets
-from lthlib.models import architecture
-from lthlib.recipe import Recipe
-from lthlib.training import train
+from lthlib.models.architecture import architecture
+from lthlib.ticket import initial_tickets
+from lthlib.training.recipe import Recipe
+from lthlib.training.train import train
 
 GOALS = {"lenet-64-32": ">= 6", "lenet-300-100": ">= 2.2"}
 

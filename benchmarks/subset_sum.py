@@ -21,13 +21,15 @@ from numba import njit
 from numba.core import config
 from reporting import Row, parser, report, timing
 
-from lthlib import data, models
-from lthlib.recipe import Recipe
-from lthlib.theory.strong import construct
-from lthlib.theory.strong_search import Search
-from lthlib.theory.subset_sum import Solution, empirical_constant, solve
+from lthlib import data
+from lthlib.models import architecture as models
+from lthlib.models.initial import initial_state
+from lthlib.theory.strong.construct import construct
+from lthlib.theory.strong.search import Search
+from lthlib.theory.subset_sum.solve import Solution, empirical_constant, solve
 from lthlib.ticket import Ticket, dense_ticket
-from lthlib.training import evaluate, train
+from lthlib.training.recipe import Recipe
+from lthlib.training.train import evaluate, train
 
 EPS = 0.01
 PUBLISHED_SECONDS = 77_266  # 36 cores, Gurobi: github.com/acnagle/optimal-lottery-tickets, README
@@ -128,7 +130,7 @@ def trained(dataset: str, folder: Path, model: str, epochs: float, file: Path) -
     """Trains the target network and saves its ticket; in a process of its own, whose memory is not the task's."""
     images = data.load(dataset, folder)
     start = models.architecture(model, images.input_shape, images.classes)
-    initial = dense_ticket(start, models.initial_state(start, 0))
+    initial = dense_ticket(start, initial_state(start, 0))
     recipe = Recipe(learning_rate=0.1, batch_size=128, epochs=epochs, evaluations=1)
     (run,) = train([initial], recipe, images, [0], device="cpu")
     run.ticket.save(file)

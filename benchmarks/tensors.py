@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lthlib.basis import bases
-from lthlib.finders.selection import keep_top
+from lthlib.masks.topk import keep_top
 from lthlib.randomness import generator
-from lthlib.theory.subset_sum import solve
+from lthlib.theory.subset_sum.solve import solve
 
 
 def mask_row(side: int, layers: int, repeats: int) -> Row:

@@ -13,10 +13,11 @@ from limits import gemm_rate
 from reporting import Row, parser, report
 
 from lthlib.data import Dataset, Split
-from lthlib.finders.magnitude import initial_tickets, randomly_masked
-from lthlib.models import architecture
-from lthlib.recipe import Recipe
-from lthlib.training import train
+from lthlib.finders.controls import randomly_masked
+from lthlib.models.architecture import architecture
+from lthlib.ticket import initial_tickets
+from lthlib.training.recipe import Recipe
+from lthlib.training.train import train
 
 
 def mnist_shaped(examples: int, validation: int = 100) -> Dataset:

@@ -24,12 +24,12 @@ from torch.nn import functional as F
 
 from lthlib.data import Dataset
 from lthlib.evidence.costs import dense_flops
-from lthlib.finders.magnitude import initial_tickets, randomly_masked
-from lthlib.finders.saliency import find
-from lthlib.models import Architecture, architecture, build
-from lthlib.recipe import Recipe
-from lthlib.ticket import Ticket
-from lthlib.training import train
+from lthlib.finders.controls import randomly_masked
+from lthlib.finders.find import find
+from lthlib.models.architecture import Architecture, architecture, build
+from lthlib.ticket import Ticket, initial_tickets
+from lthlib.training.recipe import Recipe
+from lthlib.training.train import train
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Measure = Callable[[], float]

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from reporting import Row, parser, report
 
-from lthlib.evidence.universal_tables import errors_of, frontier_rows, made
-from lthlib.theory.universal import POLYNOMIAL_GOAL, SINE_GOAL
+from lthlib.studies.universal import errors_of, frontier_rows, made
+from lthlib.theory.universal.construct import POLYNOMIAL_GOAL, SINE_GOAL
 
 RELEASE_SECONDS = 146.0
 FIRST_SEED = 1000  # sources that no setting was chosen on

@@ -14,8 +14,12 @@ from typing import Any
 
 from reporting import Row, parser, report
 
-from lthlib import data, models
-from lthlib.evidence.widgets import (
+from lthlib import data
+from lthlib.finders.imp import train_dense
+from lthlib.models import architecture as models
+from lthlib.ticket import initial_tickets
+from lthlib.training.recipe import Recipe
+from lthlib.widgets import (
     BasisExplorer,
     ClaimsBoard,
     ElasticExplorer,
@@ -25,9 +29,7 @@ from lthlib.evidence.widgets import (
     UniversalExplorer,
     loaded,
 )
-from lthlib.evidence.widgets.explorer import Explorer
-from lthlib.finders.magnitude import initial_tickets, train_dense
-from lthlib.recipe import Recipe
+from lthlib.widgets.explorer import Explorer
 
 # Each explorer with the control that is moved and the values that it takes in turn.
 EVENTS: dict[str, tuple[Callable[[], Explorer], str, Sequence[Any]]] = {

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lthlib.errors import InputError
-from lthlib.models import Architecture, build
-from lthlib.network import is_linear
-from lthlib.proximal import rank
+from lthlib.models.architecture import Architecture, build
 from lthlib.store import write_atomically
 from lthlib.ticket import Ticket
+from lthlib.training.network import is_linear
+from lthlib.training.proximal import rank
 
 HEADER = "deployment"
 

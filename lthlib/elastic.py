@@ -16,8 +16,8 @@ from functools import lru_cache
 import torch
 
 from lthlib.errors import InputError, unknown
-from lthlib.finders.selection import layerwise_shuffle
-from lthlib.models import Architecture, build, prunable
+from lthlib.masks.controls import layerwise_shuffle
+from lthlib.models.architecture import Architecture, build, prunable
 from lthlib.randomness import generator
 from lthlib.ticket import State, Ticket
 

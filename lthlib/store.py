@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from errno import ENOSPC
+from functools import cache
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -58,15 +59,17 @@ def _umask() -> int:
     return mask
 
 
-def sources_digest(rooms: Iterable[str], beside: Path | str, after: str = "") -> str:
-    """16 hexadecimal digits that change with the sources of `rooms`, modules in the folder of the file `beside`.
+@cache
+def sources_digest(*rooms: str) -> str:
+    """16 hexadecimal digits that change with the sources of `rooms`, files or folders of this package.
 
-    What is kept under a key that holds them is not taken for what other sources give. `after` is the digest of
-    sources elsewhere that they build on.
+    What is kept under a key that holds them is not taken for what other sources give.
     """
-    digest = blake2b(after.encode(), digest_size=8)
+    digest = blake2b(digest_size=8)
     for room in rooms:
-        digest.update(Path(beside).with_name(f"{room}.py").read_bytes())
+        place = Path(__file__).parent / room
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

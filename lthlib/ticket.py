@@ -6,7 +6,7 @@ mask over them; its weights are $\theta=B^\top(m\odot c)$.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lthlib import basis as bases_room
-from lthlib.basis import Basis
-from lthlib.errors import InputError
-from lthlib.models import Architecture, build, prunable
-from lthlib.models import architecture as named_architecture
+from lthlib.basis import Basis, bases
+from lthlib.errors import InputError, unknown
+from lthlib.models.architecture import Architecture, build, prunable
+from lthlib.models.architecture import architecture as named_architecture
+from lthlib.models.initial import initial_state
+from lthlib.randomness import generator
 from lthlib.store import write_atomically
 
 State = dict[str, Tensor]
@@ -262,3 +266,98 @@ def _digest(tensors: State, description: dict) -> str:
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def in_bases_of(own: Ticket, other: Ticket) -> Ticket:
+    """`own` in the bases of `other`, so that a mask of one has the same meaning in the other.
+
+    Raises InputError, with both shapes, for another architecture, and for a sparse ticket in another basis.
+    """
+    if own.kept == own.prunable and own.architecture == other.architecture:
+        return own if _other_basis(own, other) is None else own.in_bases(other.bases)
+    check_same_bases(own, other)
+    return own
+
+
+def check_same_bases(first: Ticket, second: Ticket) -> None:
+    """Raises InputError, naming the tensor and both shapes, unless both tickets are of one architecture and basis."""
+    for name in dict.fromkeys([*second.coefficients, *first.coefficients]):
+        shapes = [tuple(t.coefficients[name].shape) if name in t.coefficients else None for t in (first, second)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"{name!r} has shape {shapes[0]} in {first.architecture.name!r} and {shapes[1]} in "
+                f"{second.architecture.name!r}: tickets of one architecture are needed"
+            )
+    odd = _other_basis(first, second)
+    if odd is not None:
+        shape, rules = tuple(first.coefficients[odd].shape), [t.bases[odd].name for t in (first, second)]
+        raise InputError(
+            f"{odd!r} of shape {shape} is in the basis {rules[0]!r}, and of shape {shape} in {rules[1]!r} in the other "
+            "ticket: their masks mean different things"
+        )
+
+
+def _other_basis(first: Ticket, second: Ticket) -> str | None:
+    """The first tensor whose bases differ."""
+    for name, mine in first.bases.items():
+        other = second.bases[name]
+        given = mine.tensors(), other.tensors()
+        if mine.to_json() != other.to_json() or any(not torch.equal(given[0][key], given[1][key]) for key in given[0]):
+            return name
+    return None
+
+
+def initial_tickets(
+    architecture: Architecture, seeds: Sequence[int], scheme: str = "kaiming_normal", stream: str = ""
+) -> list[Ticket]:
+    """The dense canonical ticket of each seed's initial weights; `stream` names a draw other than the first."""
+    return [dense_ticket(architecture, initial_state(architecture, _redrawn(seed, stream), scheme)) for seed in seeds]
+
+
+def _redrawn(seed: int, stream: str) -> int:
+    return int(torch.randint(2**62, (), generator=generator(seed, stream))) if stream else seed
+
+
+def shapes_of(ticket: Ticket) -> dict[str, tuple[int, ...]]:
+    """The shape of each prunable tensor, in the network's order."""
+    return {name: tuple(c.shape) for name, c in ticket.coefficients.items()}
+
+
+def bases_for(ticket: Ticket, rule: str, seed: int = 0, fit_to: State | None = None) -> dict[str, Basis]:
+    """The bases of `rule` (see `basis.bases`) for a ticket's tensors; adaptive ones are fitted to weights `fit_to`."""
+    return bases(rule, shapes_of(ticket), ticket.architecture.input_shape, seed, fit_to)
+
+
+NORMS = ("eval", "batch")
+
+
+def forward_of(ticket: Ticket, *, norm: str = "eval") -> Callable[[State, Tensor], Tensor]:
+    """f(coefficients, images) = logits (N, classes) of the ticket's network; the ticket's own mask is not applied.
+
+    `norm` says what BatchNorm uses: the ticket's statistics ("eval", as the original SNIP), or those of the images
+    ("batch"). Coefficients are a dictionary like `ticket.coefficients`. Raises InputError for another `norm`.
+    """
+    if norm not in NORMS:
+        raise unknown("norm", norm, NORMS)
+    module = structure(ticket.architecture, norm)
+
+    def forward(coefficients: State, images: Tensor) -> Tensor:
+        weights = {name: ticket.bases[name].synthesise(c) for name, c in coefficients.items()}
+        # In training mode BatchNorm writes into the buffers that it is given.
+        rest = {name: tensor.clone() for name, tensor in ticket.rest.items()} if norm == "batch" else ticket.rest
+        return functional_call(module, {**weights, **rest}, (images,))
+
+    return forward
+
+
+@lru_cache(maxsize=8)
+def structure(architecture: Architecture, norm: str = "eval") -> nn.Module:
+    """The module without values, in evaluation mode; BatchNorm uses, with "reset" also stores, those of the batch."""
+    with torch.device("meta"):
+        module = build(architecture).eval()
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.train(norm != "eval")
+            if norm == "reset":
+                layer.momentum = 1.0
+    return module

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from lthlib.workbook.export import Measured, export, honest
 
 from lthlib import deployment
 from lthlib.basis import svd
 from lthlib.errors import InputError
-from lthlib.models import architecture, build, initial_state
-from lthlib.proximal import low_rank_mask
+from lthlib.models.architecture import architecture, build
+from lthlib.models.initial import initial_state
 from lthlib.ticket import Ticket, dense_ticket
-from lthlib.workbook import deploying
-from lthlib.workbook.deploying import Measured, export, honest
+from lthlib.training.proximal import low_rank_mask
+from lthlib.workbook import export as deploying
 
 SHAPE = (1, 8, 8)
 

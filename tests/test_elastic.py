@@ -9,13 +9,13 @@ from lthlib import elastic
 from lthlib.data import Dataset, Split
 from lthlib.elastic import append, carry, depth_map, drop, from_text, interpolate, to_text
 from lthlib.errors import InputError
-from lthlib.finders.magnitude import bases_for
-from lthlib.finders.selection import random_masks
-from lthlib.models import architecture, initial_state, prunable
+from lthlib.masks.controls import random_masks
+from lthlib.models.architecture import architecture, prunable
+from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
-from lthlib.recipe import Recipe
-from lthlib.ticket import Ticket, dense_ticket
-from lthlib.training import train
+from lthlib.ticket import Ticket, bases_for, dense_ticket
+from lthlib.training.recipe import Recipe
+from lthlib.training.train import train
 
 CIFAR, DIGITS = (3, 32, 32), (1, 8, 8)
 PAIRS = [  # small nets whose depths the maps connect; the first is the source

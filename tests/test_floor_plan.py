@@ -1,6 +1,7 @@
-"""Imports run downwards only, and what computes never imports Jupyter, papermill or widgets."""
+"""The house: imports run downwards only, rooms keep to themselves, and a public name has one home."""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -8,48 +9,83 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lthlib"
 FLOORS = (
     ("errors", "randomness", "rounding"),
-    ("axes", "basis", "data", "models", "proximal", "store", "ticket"),
-    (
-        "batches",
-        "captured",
-        "mask_updates",
-        "muon",
-        "network",
-        "optimizers",
-        "recipe",
-        "stacked_sgd",
-        "steps",
-        "threads",
-        "training",
-    ),
-    ("elastic", "finders"),
-    ("deployment", "theory"),
-    ("evidence",),
-    ("workbook",),
+    ("axes", "masks", "models", "store"),
+    ("basis", "data"),
+    ("ticket",),
+    ("elastic", "training"),
+    ("deployment", "finders"),
+    ("evidence", "theory"),
+    ("studies", "widgets", "workbook"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-SHOWN = ("IPython", "ipykernel", "ipywidgets", "nbformat", "nbconvert", "papermill")
-MODULES = sorted(PACKAGE.rglob("*.py"))
+JUPYTER = {"IPython", "ipykernel", "ipywidgets", "nbclient", "nbconvert", "nbformat", "papermill"}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> list[str]:
-    found = []
+    """Dotted names of all modules that a file imports, inside its functions too."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [name.name for name in node.names]
+            names += [name.name for name in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.append(node.module)
-            if node.module == "lthlib":
-                found += [f"lthlib.{name.name}" for name in node.names]
-    return found
+            names.append(node.module)
+            names += [f"{node.module}.{name.name}" for name in node.names]
+    return names
+
+
+def of_the_house(path: Path) -> list[str]:
+    """What a file imports of this package, without `lthlib.`, as rooms or `room.file`."""
+    return [name.removeprefix("lthlib.") for name in imported(path) if name.startswith("lthlib.")]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_downwards(path: Path) -> None:
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room == "__init__":
-        return
-    rooms = [name.split(".")[1] for name in imported(path) if name.startswith("lthlib.")]
-    assert [other for other in rooms if FLOOR[other] > FLOOR[room]] == []
-    computes = FLOOR[room] <= FLOOR["theory"]
-    assert not computes or [name for name in imported(path) if name.split(".")[0] in SHOWN] == []
+def test_imports_run_down_and_never_sideways(path: Path) -> None:
+    room = room_of(path)
+    others = {name.split(".")[0] for name in of_the_house(path)} - {room, "__version__"}
+    assert {other for other in others if FLOOR[other] >= FLOOR[room]} == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_workbook_and_the_widgets_know_jupyter(path: Path) -> None:
+    if room_of(path) not in ("widgets", "workbook"):
+        assert {name.split(".")[0] for name in imported(path)} & JUPYTER == set()
+
+
+def test_masks_are_plain_tensors() -> None:
+    for path in sorted((PACKAGE / "masks").glob("*.py")):
+        assert {name.split(".")[0] for name in of_the_house(path)} <= {"errors", "masks"}, path.name
+
+
+def test_theory_never_trains_and_never_loads_data() -> None:
+    for path in sorted((PACKAGE / "theory").rglob("*.py")):
+        assert {name.split(".")[0] for name in of_the_house(path)} & {"data", "elastic", "finders", "training"} == set()
+
+
+def test_a_study_imports_no_other_than_the_setting() -> None:
+    for path in sorted((PACKAGE / "studies").glob("*.py")):
+        notebook = path.stem.split("_")[0]
+        others = {name.split(".")[1] for name in of_the_house(path) if name.startswith("studies.")}
+        assert {other for other in others if other.split("_")[0] != notebook} <= {"setting"}, path.name
+
+
+def test_modules_import_each_other_in_one_direction() -> None:
+    """No circle of modules, however many of them it takes."""
+    files = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in MODULES}
+    arrows = {name: set(of_the_house(path)) & files.keys() - {name} for name, path in files.items()}
+    while leaves := {name for name, below in arrows.items() if not below}:
+        arrows = {name: below - leaves for name, below in arrows.items() if name not in leaves}
+    assert arrows == {}
+
+
+def test_a_public_name_has_one_home() -> None:
+    homes = defaultdict(list)
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(str(path.relative_to(PACKAGE)))
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from lthlib.basis import bases, valid_rules
 from lthlib.errors import InputError
-from lthlib.finders.selection import random_masks
-from lthlib.models import Architecture, architecture, build, initial_state
+from lthlib.masks.controls import random_masks
+from lthlib.models.architecture import Architecture, architecture, build
+from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
 from lthlib.ticket import Ticket, dense_ticket
 

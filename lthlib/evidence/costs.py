@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from lthlib.errors import InputError, unknown
 from lthlib.finders.dynamic import DropAndGrow
-from lthlib.models import Architecture, build, prunable
-from lthlib.recipe import Recipe
-from lthlib.training import Trained
+from lthlib.models.architecture import Architecture, build, prunable
+from lthlib.training.loop import Trained
+from lthlib.training.recipe import Recipe
 
 OTHER = "other products"
 # Of each prunable tensor, or one for all of them; products without a prunable tensor are always dense.

@@ -10,21 +10,23 @@ Density is exact after every step, layer by layer.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
-from lthlib.finders import saliency
-from lthlib.finders.allocation import counts_of, kept_count
-from lthlib.finders.selection import keep_top, random_masks
+from lthlib.finders import find as saliency
+from lthlib.masks.controls import random_masks
+from lthlib.masks.counts import counts_of, kept_count
+from lthlib.masks.topk import keep_top
 from lthlib.randomness import generator
-from lthlib.recipe import Recipe
 from lthlib.store import Store, sources_digest
 from lthlib.ticket import State, Ticket
-from lthlib.training import Trained, train
+from lthlib.training.loop import Trained
+from lthlib.training.recipe import Recipe
+from lthlib.training.train import train
 
 ALLOCATIONS = ("erk", "er", "uniform")
 
@@ -169,7 +171,7 @@ class DropAndGrow:
 
     def key(self) -> object:
         """The rule's fields and the version of the code behind them."""
-        return {"rule": repr(self), "code": _code_version()}
+        return {"rule": repr(self), "code": sources_digest("masks", "finders/dynamic")}
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ class GradualPruning:
 
     def key(self) -> object:
         """The rule's fields and the version of the code behind them."""
-        return {"rule": repr(self), "code": _code_version()}
+        return {"rule": repr(self), "code": sources_digest("masks", "finders/dynamic")}
 
 
 METHODS: dict[str, Callable[..., DropAndGrow | GradualPruning]] = {
@@ -259,9 +261,3 @@ def _magnitudes(state: State, done: int, seed: int) -> dict[str, Tensor]:
                 "(a smaller learning rate or a warm-up may help)"
             )
     return {name: value.abs() for name, value in state.items()}
-
-
-@cache
-def _code_version() -> str:
-    """A digest of the sources that fix which coefficients a rule keeps."""
-    return sources_digest(("allocation", "dynamic", "selection"), __file__)

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lthlib.errors import InputError
-from lthlib.finders import allocation, selection
-from lthlib.finders.scores import structure
 from lthlib.finders.structured import readers
-from lthlib.models import ResNet, prunable
-from lthlib.ticket import State, Ticket
+from lthlib.masks import counts as allocation
+from lthlib.masks.draws import sample
+from lthlib.models.architecture import prunable
+from lthlib.models.networks import ResNet
+from lthlib.ticket import State, Ticket, structure
 
 _IDENTITY = (
     *("batch_norm", "layer_norm", "group_norm", "instance_norm", "relu", "relu_", "leaky_relu", "elu", "gelu", "silu"),
@@ -190,7 +191,7 @@ def _filled(ticket: Ticket, masks: State, count: int, source: torch.Generator) -
         drawn = min(missing, sum(allocation.counts_of(open_weights).values()))
         # A weight of exactly 0 may be needed to meet the count.
         scores = {name: w.detach().abs().double().clamp(min=1e-300) for name, w in ticket.weights().items()}
-        more = selection.sample(scores, drawn, among=open_weights, generator=source)
+        more = sample(scores, drawn, among=open_weights, generator=source)
         masks = {name: mask | more[name] for name, mask in masks.items()}
     return masks
 

@@ -6,53 +6,15 @@ through $\theta=B^\top(m\odot c)$; in the canonical basis they are the papers' s
 place: networks are called functionally, so that weights, buffers and dtype of the ticket stay bit for bit.
 """
 
-from collections.abc import Callable
-from functools import lru_cache
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from lthlib.errors import InputError, unknown
-from lthlib.models import Architecture, build, initial_state
+from lthlib.errors import InputError
+from lthlib.models.initial import initial_state
 from lthlib.randomness import generator, stream_seed
-from lthlib.ticket import State, Ticket
-
-NORMS = ("eval", "batch")
-
-
-def forward_of(ticket: Ticket, *, norm: str = "eval") -> Callable[[State, Tensor], Tensor]:
-    """f(coefficients, images) = logits (N, classes) of the ticket's network; the ticket's own mask is not applied.
-
-    `norm` says what BatchNorm uses: the ticket's statistics ("eval", as the original SNIP), or those of the images
-    ("batch"). Coefficients are a dictionary like `ticket.coefficients`. Raises InputError for another `norm`.
-    """
-    if norm not in NORMS:
-        raise unknown("norm", norm, NORMS)
-    module = structure(ticket.architecture, norm)
-
-    def forward(coefficients: State, images: Tensor) -> Tensor:
-        weights = {name: ticket.bases[name].synthesise(c) for name, c in coefficients.items()}
-        # In training mode BatchNorm writes into the buffers that it is given.
-        rest = {name: tensor.clone() for name, tensor in ticket.rest.items()} if norm == "batch" else ticket.rest
-        return functional_call(module, {**weights, **rest}, (images,))
-
-    return forward
-
-
-@lru_cache(maxsize=8)
-def structure(architecture: Architecture, norm: str = "eval") -> nn.Module:
-    """The module without values, in evaluation mode; BatchNorm uses, with "reset" also stores, those of the batch."""
-    with torch.device("meta"):
-        module = build(architecture).eval()
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.train(norm != "eval")
-            if norm == "reset":
-                layer.momentum = 1.0
-    return module
+from lthlib.ticket import State, Ticket, forward_of, structure
 
 
 def _leaves(ticket: Ticket) -> State:

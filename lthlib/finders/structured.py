@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from lthlib.basis import Basis, Kronecker, RowReflection, row_reflection, svd
 from lthlib.errors import InputError, unknown
-from lthlib.finders.allocation import kept_count
-from lthlib.finders.selection import keep_top
-from lthlib.models import VGG, Architecture, Conv, ResNet, build, multiply_accumulates, output_layer, prunable
-from lthlib.network import ACTIVATIONS
-from lthlib.proximal import low_rank_mask, rank_truncation, row_norms
+from lthlib.masks.counts import kept_count
+from lthlib.masks.topk import keep_top
+from lthlib.models.architecture import Architecture, build, multiply_accumulates, output_layer, prunable
+from lthlib.models.networks import VGG, Conv, ResNet
 from lthlib.ticket import State, Ticket
-from lthlib.training import Trained
+from lthlib.training.loop import Trained
+from lthlib.training.network import ACTIVATIONS
+from lthlib.training.proximal import low_rank_mask, rank_truncation, row_norms
 
 SCOPES = ("layerwise", "global")
 _UNITWISE = (

@@ -9,23 +9,24 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
-from lthlib.finders.allocation import kept_count
-from lthlib.finders.score_training import METHODS, Found, Search, Supermask, Task, biases_of
-from lthlib.finders.selection import keep_top
-from lthlib.models import Architecture, initial_state, prunable
+from lthlib.finders.supermask_search import METHODS, Found, Search, Supermask, Task, biases_of
+from lthlib.masks.counts import kept_count
+from lthlib.masks.topk import keep_top
+from lthlib.models.architecture import Architecture, prunable
+from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
-from lthlib.recipe import OPTIMIZERS, Recipe
 from lthlib.store import Store, sources_digest, write_json
-from lthlib.threads import values_of
 from lthlib.ticket import Ticket, dense_ticket
-from lthlib.training import code_version, pick_device
+from lthlib.training.parallel import values_of
+from lthlib.training.recipe import OPTIMIZERS, Recipe
+from lthlib.training.train import ROOMS, pick_device
 
 __all__ = [
     "METHODS",
@@ -140,7 +141,7 @@ def find_supermasks(
         "recipe": asdict(recipe),
         "data": task.fingerprint(),
         "device": where.type,
-        "code": _code(),
+        "code": sources_digest(*ROOMS, "masks", "finders/supermask", "finders/supermask_search"),
         "torch": torch.__version__,
     }
     keys = [{**common, "source": source.digest(), "seed": seed} for source, seed in zip(sources, seeds, strict=True)]
@@ -172,13 +173,6 @@ def _refuse(source: Ticket, settings: Supermask, task: Task) -> None:
             )
     if settings.prune_biases and not biases_of(source):
         raise InputError(f"model {source.architecture.name!r} has no biases to prune (set prune_biases=False)")
-
-
-@cache
-def _code() -> str:
-    """A digest of the sources that fix a search; those of training among them."""
-    rooms = ("supermask", "score_training", "selection", "allocation")
-    return sources_digest(rooms, __file__, after=code_version())
 
 
 def _save(found: Found, folder: Path) -> None:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lthlib.finders.sampling import nonzero
-from lthlib.finders.scores import structure
-from lthlib.finders.selection import check_scores, keep_top
-from lthlib.ticket import State, Ticket
+from lthlib.finders.from_scores import nonzero
+from lthlib.masks.topk import check_scores, keep_top
+from lthlib.ticket import State, Ticket, structure
 
 SAMPLED = 2**16
 SHARE = 0.5

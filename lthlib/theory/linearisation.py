@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from lthlib.errors import InputError
-from lthlib.finders.scores import forward_of
-from lthlib.ticket import State, Ticket
+from lthlib.ticket import State, Ticket, forward_of
 
 LARGEST = 4e8
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lthlib.errors import InputError, unknown
-from lthlib.finders import selection
+from lthlib.masks import topk as selection
+from lthlib.masks.draws import inclusion_probabilities as inclusion_probabilities_
 
 DISTRIBUTIONS = ("optimal", "magnitude", "gaussian_data", "uniform", "oracle")
 
@@ -221,7 +222,7 @@ def defensive_bound(x: Tensor, w_star: Tensor, s: int, share: float) -> float:
 
 def inclusion_probabilities(p: Tensor, count: int) -> Tensor:
     """pi = min(1, a p), shaped as p, that sum to `count`: for p = p* the best Poisson sampling with 1/pi weights."""
-    return selection.inclusion_probabilities(p.double().log().view(-1), count).view(p.shape).to(p.dtype)
+    return inclusion_probabilities_(p.double().log().view(-1), count).view(p.shape).to(p.dtype)
 
 
 def merged_inclusion(p: Tensor, s: int) -> Tensor:

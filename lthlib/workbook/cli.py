@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lthlib.workbook.runner import Outcome, Task
+    from lthlib.workbook.run import Outcome, Task
 
 app = typer.Typer(
     help="Runs the lottery-ticket workbook.",
@@ -56,7 +56,7 @@ def run(
     """
     from lthlib.workbook.plan import plan
     from lthlib.workbook.report import run_folders, write_index
-    from lthlib.workbook.runner import check_device, writable
+    from lthlib.workbook.run import check_device, writable
 
     tasks = plan(notebooks or [], profile, settings or [], out)
     writable(tasks[0].folder.parent)
@@ -96,7 +96,9 @@ def sweep(
     `seeds: 5`.
     """
     from lthlib.errors import unknown
-    from lthlib.workbook import board, ray_engine, remote, runner
+    from lthlib.workbook import ray_engine, remote
+    from lthlib.workbook import run as runner
+    from lthlib.workbook import status as board
     from lthlib.workbook import sweep as sweeps
 
     if engine not in ("local", "ray"):
@@ -255,8 +257,8 @@ def export(
     factored: dead units removed (in networks of linear layers), layers of low rank as two. csr: linear layers as
     sparse rows. The last three are read by lthlib.deployment.load.
     """
-    from lthlib.workbook.deploying import export as write
-    from lthlib.workbook.runner import check_device
+    from lthlib.workbook.export import export as write
+    from lthlib.workbook.run import check_device
 
     check_device(device)
     print(write(ticket, to, out, device))
@@ -277,8 +279,8 @@ def keep(
     """
     from pathlib import Path
 
+    from lthlib.workbook.keep import keep, write_readme
     from lthlib.workbook.paths import project_path
-    from lthlib.workbook.reference import keep, write_readme
     from lthlib.workbook.report import write_ledger
 
     folder = project_path(into)
@@ -301,7 +303,7 @@ def _run_with_bar(tasks: "Sequence[Task]", jobs: int, force: bool) -> "list[Outc
     )
 
     from lthlib.workbook.plan import longest_first
-    from lthlib.workbook.runner import run_all
+    from lthlib.workbook.run import run_all
 
     columns = (
         TextColumn("{task.description}"),

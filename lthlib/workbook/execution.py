@@ -109,7 +109,7 @@ class ThisPython(AsyncKernelManager):
                 REPORT: str(self.folder / "report.json"),
                 # A backend set for the shell, such as agg, would leave the figures out of the notebook.
                 "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-                # Nobody is there to move a slider: explorers leave one line of text (evidence.widgets.explorer).
+                # Nobody is there to move a slider: explorers leave one line of text (widgets.explorer).
                 "LTH_BATCH": "1",
             },
             display_name="Python 3",

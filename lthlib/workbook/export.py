@@ -1,154 +1,155 @@
-"""Notebook to HTML that shows everything offline: no scripts, no links to load, formulas as MathML."""
+"""`lth export`: a ticket's network as a file for use elsewhere, with its size and speed beside the dense network's."""
 
-import html
-import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
 
-import nbformat
-from jinja2 import pass_context
-from latex2mathml.converter import convert
-from nbconvert.exporters import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbformat import NotebookNode
+import torch
+from torch import nn
 
-from lthlib.store import write_text
+from lthlib import deployment
+from lthlib.deployment import Deployment
+from lthlib.errors import InputError, unknown
+from lthlib.store import write_atomically
+from lthlib.ticket import Ticket
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
-
-# nbconvert's own page loads MathJax, RequireJS and the widget manager from the network.
-_TEMPLATE = """
-{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_js -%}{%- endblock -%}
-{%- block jupyter_widgets -%}{%- endblock -%}
-{%- block html_head_js_mathjax -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block html_head_css -%}
-<style>
-/* Browsers heed these attributes of MathML only where a style asks for it, and stretch braces only in a math font. */
-math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", math; }
-math [mathvariant^="bold"] { font-weight: bold; }
-mtd[columnalign="left"] { text-align: left; }
-mtd[columnalign="right"] { text-align: right; text-align: -webkit-right; }
-math[display="block"] { margin: 0.8em 0; overflow-x: auto; }
-main { max-width: 62em; margin: 0 auto; }
-.jp-InputArea-editor pre { white-space: pre-wrap; }
-</style>
-{%- endblock -%}
-{%- block body_header -%}{{ super() }}
-<p class="jp-RenderedHTMLCommon"><a href="../index.html">All notebooks of this run</a></p>{%- endblock -%}
-{%- block data_latex scoped -%}<div class="jp-RenderedLatex jp-OutputArea-output">
-{{- output.data['text/latex'] | latex2html -}}</div>{%- endblock -%}
-"""
-
-# What latex2mathml does not know, said in what it does.
-_SAME = (
-    (re.compile(r"\\(begin|end)\{aligned\}"), r"\\\1{align*}"),
-    (re.compile(r"\\arg(?![a-zA-Z])"), r"\\operatorname{arg}"),
-)
+FORMS = ("onnx", "torch-2:4", "factored", "csr")
+BATCHES = (1, 128)
+REPEATS = 30
+SAME = 0.05  # latencies nearer than this share are called equal
+Run = Callable[[torch.Tensor], object]
 
 
-def write_html(target: Path, executed: Path, images: Path) -> None:
-    """Writes the executed notebook as one HTML file; images beside the notebook's source, in `images`, are embedded."""
-    write_text(target, to_html(nbformat.read(executed, as_version=4), executed.stem, images))
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of a network's file and median seconds of a forward pass by batch size (nothing where none was run)."""
+
+    size: int
+    seconds: dict[int, float]
 
 
-def to_html(notebook: NotebookNode, name: str, images: Path) -> str:
-    """One HTML page that needs nothing else: figures embedded, formulas as MathML, widgets replaced by a note.
+def export(ticket_file: str, form: str, out: str, device: str = "cpu") -> str:
+    """Writes the network of a ticket file in one of `FORMS` to `out`; returns what is there to say about it.
 
-    A slider cannot work in a static page; the notebooks show a static figure before each.
+    Raises InputError for an unknown form, a file that is no ticket, and a form that this machine cannot make.
     """
-    # Each exporter compiles its template anew; one stays for the notebooks that follow in this process.
-    page, _ = _exporter().from_notebook_node(_static(notebook), {"metadata": {"name": name, "path": str(images)}})
-    return page
+    if form not in FORMS:
+        raise unknown("form", form, FORMS)
+    ticket = Ticket.load(ticket_file)
+    plain = deployment.dense(ticket)
+    run: Run | None
+    if form == "onnx":
+        found = plain
+        write_atomically(out, lambda path: write_onnx(plain.module, ticket, path))
+        run = onnx_run(out)
+    elif form == "torch-2:4":
+        found = deployment.two_four(ticket)
+        run = deployment.semi_structured(deployment.two_four(ticket).module, device)
+        deployment.save(found, out)
+    else:
+        found = {"factored": deployment.factored, "csr": deployment.sparse_rows}[form](ticket)
+        run = found.module.to(device)
+        deployment.save(found, out)
+    before, after = measure(plain, run, Path(out), device, half=form == "torch-2:4")
+    head = f"{ticket_file}: {ticket.architecture.name}, density {ticket.density:.4g}, as {form} in {out}"
+    return "\n".join([head, *found.notes, *_table(before, after), *honest(form, before, after)])
 
 
-def mathml(latex: str, display: str = "inline") -> str:
-    """A formula as MathML; `display` is inline or block. What cannot be translated is shown as its LaTeX source."""
-    formula = html.unescape(latex).strip()
-    for pattern, replacement in _SAME:
-        formula = pattern.sub(replacement, formula)
+def measure(
+    plain: Deployment, run: Run | None, written: Path, device: str, half: bool = False
+) -> tuple[Measured, Measured]:
+    """Bytes and latency of the dense network and of what `run` runs (None: not run here), whose file is `written`.
+
+    The two run in turn, so that what else the machine does meanwhile falls on both.
+    """
+    with TemporaryDirectory(prefix="lth-") as private:
+        path = Path(private) / "network.safetensors"
+        deployment.save(plain, path)
+        sizes = path.stat().st_size, written.stat().st_size
+    before, after = {}, {}
+    for batch in BATCHES:
+        images = _images(plain, batch, device)
+        runs: list[tuple[Run, torch.Tensor]] = [(plain.module.to(device), images)]
+        if run is not None:
+            runs.append((run, images.half() if half else images))
+        before[batch], *rest = latencies(runs)
+        if rest:
+            after[batch] = rest[0]
+    return Measured(sizes[0], before), Measured(sizes[1], after)
+
+
+def latencies(runs: Sequence[tuple[Run, torch.Tensor]]) -> list[float]:
+    """Median seconds of `REPEATS` forward passes of each network on its images, after three that are not counted."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    with torch.inference_mode():
+        for _ in range(REPEATS + 3):
+            for found, (run, images) in zip(seconds, runs, strict=True):
+                start = perf_counter()
+                run(images)
+                if images.is_cuda:
+                    torch.cuda.synchronize()
+                found.append(perf_counter() - start)
+    return [median(found[3:]) for found in seconds]
+
+
+def write_onnx(module: nn.Module, ticket: Ticket, path: Path) -> None:
+    """The network as one ONNX file, inputs `images` (batch, channels, height, width), outputs `logits`."""
     try:
-        found = convert(formula, display=display)
-        # Unknown commands come back as they were, backslash and all, and stray `&` as broken XML.
-        if "\\" not in "".join(ElementTree.fromstring(_named(found)).itertext()):
-            return found
-    except Exception:
-        # The library raises an error of its own for each way in which a formula is malformed.
-        pass
-    return f'<code class="untranslated-latex">{html.escape(latex)}</code>'
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError("onnx files need two more packages (pip install -e '.[export]')") from error
+    images = torch.zeros(2, *ticket.architecture.input_shape)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.onnx.export(
+        module, (images,), input_names=["images"], output_names=["logits"], dynamic_shapes=shapes, verbose=False
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
 
 
-def latex_html(source: str) -> str:
-    """An output of type text/latex, with or without its delimiters, as MathML."""
-    return mathml(source.strip().strip("$").strip(), "block")
+def onnx_run(path: str) -> Run | None:
+    """A forward pass of an ONNX file on the CPU, with as many threads as torch; None without ONNX Runtime."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images.cpu().numpy()})
 
 
-def markdown_html(source: str, **renderer: Any) -> str:
-    """Markdown with LaTeX as HTML with MathML; `renderer` are settings of nbconvert's renderer."""
-    return MarkdownWithMath(renderer=_Renderer(escape=False, **renderer)).render(source)
+def honest(form: str, before: Measured, after: Measured) -> list[str]:
+    """What the numbers say where sparsity brings nothing."""
+    if form == "onnx":
+        return [
+            "ONNX stores and multiplies zeros like other weights: this sparsity saves neither bytes nor time in it; "
+            "what is faster is so for dense weights too."
+        ]
+    lines = []
+    if after.size >= before.size:
+        lines.append("The file is no smaller than the dense network's: this sparsity saves no storage in this form.")
+    for batch, seconds in after.seconds.items():
+        ratio = seconds / before.seconds[batch]
+        if ratio > 1 + SAME:
+            lines.append(f"Batch {batch}: {ratio:.1f} times slower than dense; this sparsity brings no speed here.")
+        elif ratio > 1 - SAME:
+            lines.append(f"Batch {batch}: as fast as dense; this sparsity brings no speed here.")
+    return lines
 
 
-class _Renderer(IPythonRenderer):
-    """nbconvert's renderer of Markdown, with formulas as MathML instead of text for MathJax."""
-
-    def block_math(self, body: str) -> str:
-        return mathml(body, "block")
-
-    def inline_math(self, body: str) -> str:
-        return mathml(body)
-
-    def link(self, text: str, url: str, title: str | None = None) -> str:
-        # Notebooks lie beside each other as sources, their pages in a folder each.
-        other = re.fullmatch(r"([\w-]+)\.ipynb(#.*)?", url)
-        return super().link(text, f"../{other[1]}/{other[1]}.html{other[2] or ''}" if other else url, title)
-
-    def latex_environment(self, name: str, body: str) -> str:
-        return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+def _table(before: Measured, after: Measured) -> list[str]:
+    rows = [("", "dense", "exported"), ("bytes", f"{before.size:,}", f"{after.size:,}")]
+    for batch, seconds in before.seconds.items():
+        new = f"{1e3 * after.seconds[batch]:.3f}" if batch in after.seconds else "not run"
+        rows.append((f"ms, batch {batch}", f"{1e3 * seconds:.3f}", new))
+    return [f"{name:<14}{dense:>14}{exported:>14}" for name, dense, exported in rows]
 
 
-class _OfflineExporter(HTMLExporter):
-    """nbconvert's exporter with our renderer."""
-
-    @pass_context
-    def markdown2html(self, context: Any, source: str) -> str:
-        return markdown_html(
-            source,
-            attachments=context.get("cell", {}).get("attachments", {}),
-            embed_images=True,
-            path=context.get("resources", {}).get("metadata", {}).get("path", ""),
-            anchor_link_text=self.anchor_link_text,
-        )
-
-
-_kept: list[_OfflineExporter] = []
-
-
-def _exporter() -> _OfflineExporter:
-    if not _kept:
-        exporter = _OfflineExporter(raw_template=_TEMPLATE, embed_images=True)
-        exporter.register_filter("latex2html", latex_html)
-        exporter.log.setLevel("ERROR")  # it warns of every figure without alternative text
-        _kept.append(exporter)
-    return _kept[0]
-
-
-def _static(notebook: NotebookNode) -> NotebookNode:
-    """A copy without what only scripts could show."""
-    copy = nbformat.from_dict(notebook)
-    copy.metadata.pop("widgets", None)
-    for cell in copy.cells:
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if data.pop(WIDGET, None) is not None:
-                data.clear()
-                data["text/html"] = "<p><em>An interactive control: open the notebook in JupyterLab to use it.</em></p>"
-            if data.pop("application/javascript", None) is not None and not data:
-                data["text/plain"] = "(a script, left out of this page)"
-    return copy
-
-
-def _named(markup: str) -> str:
-    """XML knows only five named entities; HTML's others are written as characters."""
-    return re.sub(r"&(?!(?:amp|lt|gt|quot|apos|#\w+);)\w+;", lambda found: html.unescape(found[0]), markup)
+def _images(found: Deployment, batch: int, device: str) -> torch.Tensor:
+    source = torch.Generator().manual_seed(0)
+    return torch.rand(batch, *found.description["architecture"]["input_shape"], generator=source).to(device)

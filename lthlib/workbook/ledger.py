@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, StrictUndefined
 
 from lthlib.errors import InputError
 from lthlib.evidence.results import VERDICTS, read_claims
 from lthlib.workbook import manifest
-from lthlib.workbook.reference import markdown_table, short_number
+from lthlib.workbook.keep import markdown_table, short_number
 
 BEGIN, END = "<!-- ledger:begin -->", "<!-- ledger:end -->"
 # Profiles of minutes and seconds: the README shows them only where a notebook has nothing larger.
@@ -141,3 +144,143 @@ def _datasets(run: Run) -> str:
 def _setting(value: Any) -> str:
     """A value as `--set` takes it: text as it is, all else as JSON, which is YAML too."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# Filters are radio buttons that the style sheet asks for; a browser without `:has` shows everything.
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Claims ledger</title>
+<style>
+:root { color-scheme: light dark; --ink: #222; --paper: #fff; --faint: #5c5c5c; --line: #d5d5d5; --link: #0b57a4;
+  --supported: #11663f; --not-supported: #a11b1b; --inconclusive: #755600; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --paper: #181a1b; --faint: #a8a8a8; --line: #44484a;
+  --link: #8ab8f0; --supported: #6fd3a3; --not-supported: #ff9a8d; --inconclusive: #e3c15c; } }
+body { font: 16px/1.45 system-ui, sans-serif; max-width: 80em; margin: 2em auto; padding: 0 1em;
+  color: var(--ink); background: var(--paper); }
+a { color: var(--link); }
+table { border-collapse: collapse; width: 100%; margin: 0.8em 0 1.5em; }
+th, td { text-align: left; vertical-align: top; padding: 0.35em 0.6em; border-bottom: 1px solid var(--line); }
+th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.supported, td.not-supported, td.inconclusive { white-space: nowrap; font-weight: 600; }
+.supported { color: var(--supported); }
+.not-supported { color: var(--not-supported); }
+.inconclusive { color: var(--inconclusive); }
+.small, code { font-size: 0.85em; }
+.small { color: var(--faint); }
+code { overflow-wrap: anywhere; }
+fieldset { border: 1px solid var(--line); margin: 0.4em 0; }
+label { margin-right: 1em; white-space: nowrap; }
+tr:target, section:target > h2 { outline: 2px solid var(--link); }
+{% for verdict in counts %}
+body:has(#only-{{ verdict | slug }}:checked) tr[data-verdict]:not([data-verdict="{{ verdict | slug }}"]) {
+  display: none; }
+body:has(#only-{{ verdict | slug }}:checked) section:not(:has(tr[data-verdict="{{ verdict | slug }}"])) {
+  display: none; }
+{% endfor %}
+{% for notebook in notebooks %}
+body:has(#only-{{ notebook | slug }}:checked) section:not([data-notebook="{{ notebook | slug }}"]) { display: none; }
+{% endfor %}
+</style>
+</head>
+<body>
+<h1>Claims ledger</h1>
+<p>What the papers claim, what was measured here, and how sure that is. Every claim, its statistic and its margin were
+stated before its data were looked at. Intervals are 95 % intervals over the n replicates; verdicts are corrected for
+the other claims of the notebook (Holm): <em>supported</em>, the claim holds; <em>not supported</em>, its opposite
+does; <em>inconclusive</em>, these data decide neither. <em>not supported</em> speaks of the settings that were run.
+</p>
+<table>
+<tr><th>Notebook</th><th>Profile</th><th>Data</th>
+{% for verdict in counts %}<th class="number">{{ verdict }}</th>{% endfor %}</tr>
+{% for run in runs %}
+<tr><td><a href="#{{ run.anchor }}">{{ run.notebook }}</a></td><td>{{ run.profile }}</td><td>{{ run.datasets }}</td>
+{% for verdict, count in run.counts.items() %}
+<td class="number {{ verdict | slug }}">{{ count }}</td>{% endfor %}</tr>
+{% endfor %}
+<tr><th>all</th><td></td><td></td>
+{% for verdict, count in counts.items() %}
+<td class="number {{ verdict | slug }}"><strong>{{ count }}</strong></td>{% endfor %}</tr>
+</table>
+<fieldset><legend>Verdict</legend>
+<label><input type="radio" name="verdict" checked> all</label>
+{% for verdict in counts %}
+<label><input type="radio" name="verdict" id="only-{{ verdict | slug }}"> {{ verdict }}</label>
+{% endfor %}
+</fieldset>
+<fieldset><legend>Notebook</legend>
+<label><input type="radio" name="notebook" checked> all</label>
+{% for notebook in notebooks %}
+<label><input type="radio" name="notebook" id="only-{{ notebook | slug }}"> {{ notebook }}</label>
+{% endfor %}
+</fieldset>
+{% for run in runs %}
+<section id="{{ run.anchor }}" data-notebook="{{ run.notebook | slug }}">
+<h2>{{ run.title }} ({{ run.profile }})</h2>
+<p class="small">{{ run.notebook }}, profile {{ run.profile }}, {{ run.made }}.
+{% for kind, files in run.files.items() if files %}
+{{ kind }}: {% for file in files %}
+<a href="{{ file.link }}">{{ file.name }}</a>{{ ". " if loop.last else ", " }}{% endfor %}
+{% endfor %}</p>
+<details class="small"><summary>The command that made it</summary><code>{{ run.command }}</code></details>
+<table>
+<tr><th>Claim</th><th>Verdict</th><th class="number">Estimate</th><th class="number">95 % CI</th>
+<th class="number">Margin</th><th class="number">n</th><th>Statistic</th><th>Data</th></tr>
+{% for claim in run.claims %}
+<tr id="{{ claim.anchor }}" data-verdict="{{ claim.verdict | slug }}">
+<td><a href="#{{ claim.anchor }}"><strong>{{ claim.id }}</strong></a> {{ claim.claim }}
+<div class="small">{{ claim.source }}</div><code>{{ claim.command }}</code></td>
+<td class="{{ claim.verdict | slug }}">{{ claim.verdict }}</td>
+<td class="number">{{ claim.estimate | number }}</td>
+<td class="number">{{ claim.ci[0] | number }} to {{ claim.ci[1] | number }}</td>
+<td class="number">{{ claim.margin | number }}</td>
+<td class="number">{{ claim.n }}</td>
+<td>{{ claim.statistic }}</td>
+<td>{{ claim.dataset }}</td>
+</tr>
+{% endfor %}
+</table>
+</section>
+{% endfor %}
+</body>
+</html>
+"""
+
+
+def ledger_page(runs: Sequence[Run], out: Path) -> str:
+    """The page for `out`/index.html, escaped throughout; links lead to the runs' files, which lie below `out`."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=short_number, slug=slug)
+    return environment.from_string(_PAGE).render(
+        runs=[_shown(run, out) for run in runs],
+        counts=verdict_counts(runs),
+        notebooks=list(dict.fromkeys(run.notebook for run in runs)),
+    )
+
+
+def _shown(run: Run, out: Path) -> dict[str, Any]:
+    facts = run.facts
+    commit = str(facts.get("code", {}).get("commit") or "unknown")[:7]
+
+    def links(*names: str) -> list[dict[str, str]]:
+        paths = [path for name in names for path in sorted(run.folder.glob(name))]
+        return [{"name": path.name, "link": quote(path.relative_to(out).as_posix())} for path in paths]
+
+    return {
+        "anchor": run.anchor,
+        "notebook": run.notebook,
+        "profile": run.profile,
+        "title": facts.get("title", run.notebook),
+        "made": f"commit {commit}, {facts.get('seconds', 0):.0f} s on {facts.get('device') or 'an unknown device'}",
+        "datasets": ", ".join(dict.fromkeys(claim["dataset"] for claim in run.claims)),
+        "counts": verdict_counts([run]),
+        "command": run.command,
+        "files": {"Data": links("*.parquet", "*.json"), "Figures": links("*.png")},
+        "claims": [
+            {**claim, "anchor": run.claim_anchor(claim["id"]), "command": run.reproduce(claim["id"])}
+            for claim in run.claims
+        ],
+    }

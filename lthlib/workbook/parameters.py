@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lthlib.errors import InputError, unknown
-from lthlib.workbook.values import read_yaml
+from lthlib.workbook.plain_yaml import read_yaml
 
 SCALARS: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 # The runner fills these, from --profile and --out.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lthlib.store import write_text
+from lthlib.workbook.keep import markdown_table
 from lthlib.workbook.ledger import plain, with_block
-from lthlib.workbook.reference import markdown_table
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 FILE = Path("results/reference/benchmarks.json")

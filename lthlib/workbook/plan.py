@@ -8,7 +8,7 @@ from lthlib.errors import InputError
 from lthlib.workbook import manifest, profiles
 from lthlib.workbook.notebooks import Notebook, catalogue, find, read
 from lthlib.workbook.paths import notebooks_folder, project_root
-from lthlib.workbook.runner import Task
+from lthlib.workbook.run import Task
 
 
 def plan(

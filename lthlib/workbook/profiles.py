@@ -18,7 +18,7 @@ from typing import Any
 from lthlib.errors import InputError, unknown
 from lthlib.workbook.notebooks import Notebook
 from lthlib.workbook.parameters import RESERVED, check_all
-from lthlib.workbook.values import read_yaml_file
+from lthlib.workbook.plain_yaml import read_yaml_file
 
 
 @dataclass(frozen=True)

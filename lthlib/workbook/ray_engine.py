@@ -11,7 +11,7 @@ from typing import Any
 
 from lthlib.errors import InputError
 from lthlib.workbook.manifest import PARTIAL
-from lthlib.workbook.runner import THREADS, Outcome, Task, run_task
+from lthlib.workbook.run import THREADS, Outcome, Task, run_task
 
 RETRIES = 5  # of a run whose node or worker is lost, before it counts as failed
 POLL = 1.0  # seconds between looks at what has begun

@@ -9,8 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from lthlib.errors import InputError
 from lthlib.store import write_text
 from lthlib.workbook import manifest
-from lthlib.workbook.ledger import kept_runs, readme_block, with_block
-from lthlib.workbook.ledger_page import ledger_page
+from lthlib.workbook.ledger import kept_runs, ledger_page, readme_block, with_block
 from lthlib.workbook.paths import project_root
 from lthlib.workbook.performance import FILE, with_table
 

@@ -16,12 +16,12 @@ from lthlib.evidence.statements import stated
 from lthlib.store import Store
 from lthlib.workbook import manifest
 from lthlib.workbook.excerpt import excerpt
+from lthlib.workbook.keep import short_number
 from lthlib.workbook.ledger import Run, kept_runs
 from lthlib.workbook.notebooks import Notebook, read
 from lthlib.workbook.parameters import RESERVED, check_all
 from lthlib.workbook.paths import notebooks_folder, project_path
-from lthlib.workbook.reference import short_number
-from lthlib.workbook.runner import THREADS, run_notebook
+from lthlib.workbook.run import THREADS, run_notebook
 
 # Where data lie and what computes is the reader's own affair; all else is as it was recorded.
 OWN = ("data_dir", "device")

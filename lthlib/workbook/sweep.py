@@ -29,9 +29,9 @@ from lthlib.workbook import manifest, remote
 from lthlib.workbook.notebooks import read
 from lthlib.workbook.parameters import RESERVED, Parameter
 from lthlib.workbook.paths import project_path
+from lthlib.workbook.plain_yaml import read_yaml_file
 from lthlib.workbook.plan import plan
-from lthlib.workbook.runner import Task, bring
-from lthlib.workbook.values import read_yaml_file
+from lthlib.workbook.run import Task, bring
 
 if TYPE_CHECKING:
     import pandas as pd

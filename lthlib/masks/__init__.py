@@ -1,0 +1,1 @@
+"""Masks as plain tensors: exact top-k, draws, counts, controls."""

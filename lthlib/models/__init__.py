@@ -1,0 +1,1 @@
+"""Architectures: what a network is, its modules and its initial states."""

@@ -1,0 +1,1 @@
+"""What one notebook needs: its arms, rows and figures."""

@@ -1,0 +1,230 @@
+"""Rows of the elastic notebook: small trainings beside each other, and each elastic ticket against the direct one."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lthlib.data import Dataset
+from lthlib.elastic import DepthMap, carry, depth_map, drift_of_equal_copies, stages
+from lthlib.errors import InputError
+from lthlib.evidence.intervals import mean_interval
+from lthlib.finders import dynamic
+from lthlib.models import architecture as models
+from lthlib.studies.elastic_arms import arm, direct_at
+from lthlib.studies.setting import Arm, Chain, Setting, beside
+from lthlib.ticket import Ticket, initial_tickets
+from lthlib.training.loop import Trained
+
+# ------------------------------------------------------------------------------------------------------------ the arms
+
+
+def elastic_arm(
+    found: Mapping[str, Sequence[Chain]],
+    source: str,
+    target: str,
+    level: int,
+    setting: Setting,
+    label: str = "elastic",
+    **how: Any,
+) -> Arm:
+    """The elastic tickets from `source`'s level to `target`, by `depth_map(..., **how)`."""
+    depths = depth_map(setting.architecture(source), setting.architecture(target), **how)
+    return mapped_arm(found, source, target, level, depths, setting, label)
+
+
+def mapped_arm(
+    found: Mapping[str, Sequence[Chain]],
+    source: str,
+    target: str,
+    level: int,
+    depths: DepthMap,
+    setting: Setting,
+    label: str = "elastic",
+) -> Arm:
+    """As `elastic_arm`, by a map of one's own."""
+    tickets = [carry(chain[level].tickets[0], setting.architecture(target), depths) for chain in found[source]]
+    return Arm(tickets, {"arm": label, "source": source, "target": target, "round": level})
+
+
+def control_arms(
+    names: Iterable[str],
+    found: Mapping[str, Sequence[Chain]],
+    source: str,
+    target: str,
+    level: int,
+    setting: Setting,
+    **how: Any,
+) -> list[Arm]:
+    """The arms beside an elastic ticket, at its count: those of `finders.elastic_arms`, `direct`, set, rigl, gmp."""
+    architecture = setting.architecture(target)
+    depths = depth_map(setting.architecture(source), architecture, **how)
+    sources = [chain[level].tickets[0] for chain in found[source]]
+    own = [chain[0].tickets[0] for chain in found[target]]
+    counts = [carry(ticket, architecture, depths) for ticket in sources]
+    made = []
+    for name in names:
+        columns = {"arm": name, "source": source, "target": target, "round": level}
+        if name in dynamic.METHODS:
+            # Dynamic sparse training starts at step 0: it has no dense run to rewind to.
+            start = initial_tickets(architecture, setting.seeds)
+            made.append(Arm(start, columns, name, tuple(one.density for one in counts)))
+            continue
+        if name == "direct":
+            rule = setting.recipe.output_layer
+            tickets = [direct_at(chain, one.kept, rule) for chain, one in zip(found[target], counts, strict=True)]
+        else:
+            # Scores share one module a network, so that seeds follow one another (on one core, see `beside`).
+            search = partial(_searched, name, sources, own, depths, setting)
+            (tickets,) = beside([search], setting.device)
+        made.append(Arm(tickets, columns))
+    return made
+
+
+def _searched(
+    name: str, sources: Sequence[Ticket], own: Sequence[Ticket], depths: DepthMap, setting: Setting
+) -> list[Ticket]:
+    return [
+        arm(name, ticket, mine.architecture, depths, mine, seed, setting.dataset, device=setting.device)
+        for ticket, mine, seed in zip(sources, own, setting.seeds, strict=True)
+    ]
+
+
+def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs (source, target) of different depth that a map connects, by target; a stage without units cannot grow."""
+    found = []
+    for target, source in permutations(names, 2):
+        both = [stages(models.architecture(name, (1, 8, 8), 10)) for name in (source, target)]
+        lengths = [{stage.name: len(stage.replicable) for stage in one} for one in both]
+        alike = lengths[0].keys() == lengths[1].keys() and lengths[0] != lengths[1]
+        if alike and not any(lengths[1][name] > before == 0 for name, before in lengths[0].items()):
+            found.append((source, target))
+    return found
+
+
+def nearest_source(target: str, names: Sequence[str]) -> str:
+    """The source of the smallest ratio of depths among those that a map connects to `target`; a shallower one first."""
+    sources = [source for source, other in pairs_of(names) if other == target]
+    if not sources:
+        raise InputError(f"no ticket of {', '.join(names)} can be carried to {target!r}")
+    return min(sources, key=lambda source: (depth_gap(source, target), blocks(source)))
+
+
+def blocks(name: str) -> int:
+    """How many units all stages have together."""
+    return sum(len(stage.units) for stage in stages(models.architecture(name, (1, 8, 8), 10)))
+
+
+def depth_gap(source: str, target: str) -> float:
+    """|log(units of target / units of source)|."""
+    return abs(float(np.log(blocks(target) / blocks(source))))
+
+
+# ------------------------------------------------------------------------------------------------------ what rows say
+
+
+def against_direct(rows: pd.DataFrame, direct: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `direct`, the accuracy of IMP on the target itself at the same density, and `delta` to it.
+
+    Per seed, linear in the logarithm of the density between the levels of `direct` (which has the dense network as
+    level 0); a density below the last level is compared with that level.
+    """
+    found = []
+    for _, row in rows.iterrows():
+        own = direct[(direct["model"] == row["model"]) & (direct["seed"] == row["seed"])].sort_values("density")
+        found.append(np.interp(np.log(row["density"]), np.log(own["density"]), own["accuracy"]))
+    return rows.assign(direct=found, delta=rows["accuracy"] - found)
+
+
+def drift_rows(arms: Sequence[Arm], found: Mapping[str, Sequence[Chain]], setting: Setting) -> pd.DataFrame:
+    """Achieved density of elastic tickets minus their source's, and what the identity for equal copies predicts."""
+    rows = []
+    for one in arms:
+        for ticket, chain, seed in zip(one.tickets, found[one.columns["source"]], setting.seeds, strict=True):
+            source = chain[one.columns["round"]].tickets[0]
+            rows.append(
+                {
+                    **one.columns,
+                    "seed": seed,
+                    "source density": source.density,
+                    "density": ticket.density,
+                    "drift": ticket.density - source.density,
+                    "predicted": drift_of_equal_copies(source, ticket.architecture),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def recovered_share(rows: pd.DataFrame, controls: Sequence[str]) -> list[float]:
+    r"""$\rho$, one number a seed: (elastic - best control) / (direct - best control); NaN where direct is no better.
+
+    The best control is the best on average over seeds, so that luck does not choose it seed by seed.
+    """
+    table = rows.pivot_table(index="seed", columns="arm", values="accuracy")
+    best = table[list(controls)].mean().idxmax()
+    gain = table["direct"] - table[best]
+    return ((table["elastic"] - table[best]) / gain.where(gain > 0)).tolist()
+
+
+@torch.no_grad()
+def dead_units(ticket: Ticket, dataset: Dataset) -> int:
+    """How many hidden units of an MLP's ticket are zero on every training image."""
+    state, dead = ticket.state(), 0
+    x = dataset.normalised("train").flatten(1)
+    for stage in stages(ticket.architecture):
+        for prefix in stage.units:
+            x = torch.relu(x @ state[f"{prefix}weight"].T + state[f"{prefix}bias"])
+            dead += int((x == 0).all(0).sum())
+    return dead
+
+
+def dead_unit_rows(
+    found: Mapping[str, Sequence[Chain]],
+    arms: Sequence[Arm],
+    trained: Sequence[Sequence[Trained]],
+    level: int,
+    dataset: Dataset,
+) -> pd.DataFrame:
+    """Dead hidden units of trained MLP tickets, direct ones of one level and elastic ones: a row a ticket."""
+    runs = [("direct", name, name, chain[level].trained[0]) for name, by_seed in found.items() for chain in by_seed]
+    for one, some in zip(arms, trained, strict=True):
+        runs += [(one.columns["arm"], one.columns["source"], one.columns["target"], run) for run in some]
+    return pd.DataFrame(
+        {
+            "arm": arm,
+            "source": source,
+            "target": target,
+            "seed": run.seed,
+            "dead units": dead_units(run.ticket, dataset),
+        }
+        for arm, source, target, run in runs
+    )
+
+
+def extra_dead_units(rows: pd.DataFrame) -> pd.Series:
+    """Dead units of elastic minus direct tickets of the same target, mean over stretches, one number a seed."""
+    own = rows[rows["arm"] == "direct"].set_index(["target", "seed"])["dead units"]
+    longer = [blocks(target) > blocks(source) for source, target in zip(rows["source"], rows["target"], strict=True)]
+    carried = rows[longer].set_index(["target", "seed"])["dead units"]
+    return (carried - own.reindex(carried.index)).groupby("seed").mean()
+
+
+def accuracy_table(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean test accuracy with the half-width of its 95 % t interval, a row for each value of `by`, a column an arm."""
+
+    def written(part: pd.Series) -> str:
+        one = mean_interval(part)
+        return f"{one.estimate:.1f} ± {one.high - one.estimate:.1f}"
+
+    named = rows.groupby([*by, "arm"], sort=False)["accuracy"].agg(written).unstack(sort=False)
+    density = rows.groupby(list(by), sort=False)["density"].mean().map("{:.3f}".format)
+    return named.assign(density=density).fillna("")
+
+
+def flipped(dataset: Dataset) -> Dataset:
+    """The data set upside down: another task for a network that reads positions, at the same size and shape."""
+    return dataset.with_images(f"{dataset.name} flipped", lambda images: images.flip(-2))

@@ -1,0 +1,120 @@
+"""The arms beside an elastic ticket, all at exactly its count: what in it mattered, and what else one could have had.
+
+Each takes a source ticket, the map to the target and the target's own dense ticket at the rewinding point. After
+Chen et al., arXiv 2103.16547, section 4.1, with controls that the paper lacks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from lthlib.data import Dataset
+from lthlib.elastic import DepthMap, carry, copies, permuted, with_copies_permuted
+from lthlib.errors import InputError, unknown
+from lthlib.finders import find as saliency
+from lthlib.finders.controls import erk_masked, layerwise_shuffled, reinitialised, reinitialised_and_shuffled
+from lthlib.finders.imp import Level
+from lthlib.finders.pruning_data import pruning_data
+from lthlib.finders.scores import snip_scores
+from lthlib.masks.topk import keep_top
+from lthlib.models.architecture import Architecture, output_layer
+from lthlib.ticket import Ticket, in_bases_of
+
+CONTROLS = (
+    "elastic",
+    "reinit",
+    "random mask",
+    "both random",
+    "copies permuted",
+    "copies by snip",
+    "order permuted",
+    "mask only",
+    "weights only",
+    "dense stretch",
+)
+AT_REWIND = ("magnitude", "snip", "grasp", "synflow", "erk")
+
+
+def arm(
+    name: str,
+    source: Ticket,
+    target: Architecture,
+    depths: DepthMap,
+    own: Ticket,
+    seed: int,
+    dataset: Dataset | None = None,
+    *,
+    device: str = "auto",
+) -> Ticket:
+    """The ticket of `target` that the arm `name` trains, with as many coefficients as the elastic ticket has.
+
+    `elastic`; `reinit` and `random mask` (shuffled within each tensor) and `both random`; `copies permuted` (masks of
+    the copies shuffled); `copies by snip` (masks of the copies by SNIP among the copies); `order permuted` (the map's
+    units in random order); `mask only` (the elastic mask over `own` values); `weights only` (carried values under a
+    random mask of ERK counts); `dense stretch` (carried values, density 1, the only other count); and AT_REWIND, found
+    by `saliency.find` on `own`, the target's dense ticket at
+    the rewinding point, in the elastic ticket's bases. Raises InputError for unknown names, and for an `own` that does
+    not fit.
+    """
+    if name not in CONTROLS + AT_REWIND:
+        raise unknown("arm", name, CONTROLS + AT_REWIND)
+    if name == "order permuted":
+        return carry(source, target, permuted(depths, source.architecture, seed))
+    found = carry(source, target, depths)
+    if name == "elastic":
+        return found
+    if name == "copies permuted":
+        return with_copies_permuted(found, source.architecture, depths, seed)
+    if name == "copies by snip":
+        return _with_copies_by_snip(found, source.architecture, depths, seed, dataset)
+    if name == "dense stretch":
+        return found.with_masks({key: torch.ones_like(mask) for key, mask in found.masks.items()})
+    if name == "mask only":
+        return in_bases_of(own, found).with_masks(found.masks)
+    if name in AT_REWIND:
+        return saliency.find(in_bases_of(own, found), found.density, name, dataset, seed, device=device)
+    made = {
+        "reinit": reinitialised,
+        "random mask": layerwise_shuffled,
+        "both random": reinitialised_and_shuffled,
+        "weights only": erk_masked,
+    }
+    return made[name](found, seed)
+
+
+def _with_copies_by_snip(
+    found: Ticket, source: Architecture, depths: DepthMap, seed: int, dataset: Dataset | None
+) -> Ticket:
+    """The originals' masks kept, those of the copies by SNIP on the carried values; arXiv 2103.16547, section 4.2."""
+    names = copies(source, found.architecture, depths)
+    whole = found.with_masks({n: torch.ones_like(m) if n in names else m for n, m in found.masks.items()})
+    images, labels = pruning_data(whole, dataset, seed, name="snip")
+    scores = snip_scores(whole, images, labels)
+    count = sum(int(found.masks[name].sum()) for name in names)
+    return found.with_masks({**found.masks, **keep_top({name: scores[name] for name in names}, count)})
+
+
+def direct_at(levels: Sequence[Level], count: int, output_rule: str) -> Ticket:
+    """The direct ticket of exactly `count` coefficients from a chain of one replicate: the achieved density's match.
+
+    The last level of more coefficients than that is pruned by magnitude to `count`, as the chain's next would be.
+    `output_rule` is the recipe's: `pruned`, or `kept` whole. Raises InputError for a count that no level reaches, or
+    for `half`.
+    """
+    if output_rule not in ("pruned", "kept"):
+        raise unknown("rule for the output layer here", output_rule, ("pruned", "kept"))
+    above = [level for level in levels if level.tickets[0].kept >= count]
+    if not above:
+        raise InputError(f"no level has {count} coefficients or more (valid: up to {levels[0].tickets[0].kept})")
+    level = above[-1]
+    (ticket,), (run,) = level.tickets, level.trained
+    if ticket.kept == count and level.number:
+        return ticket
+    output = output_layer(ticket.architecture)
+    fixed = [output] if output_rule == "kept" else []
+    masks = {name: mask for name, mask in ticket.masks.items() if name not in fixed}
+    scores = {name: run.ticket.coefficients[name].abs() for name in masks}
+    left = count - sum(int(ticket.masks[name].sum()) for name in fixed)
+    found = keep_top(scores, left, among=masks)
+    return replace(ticket, masks={name: found.get(name, mask) for name, mask in ticket.masks.items()})

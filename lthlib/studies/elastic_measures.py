@@ -1,0 +1,140 @@
+"""What else is measured of elastic tickets: what each route to them costs, and lines between their trainings."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import pandas as pd
+
+from lthlib.evidence.costs import (
+    Cost,
+    break_even,
+    drop_and_grow_cost,
+    examples_seen,
+    imp_cost,
+    route_rows,
+    training_cost,
+)
+from lthlib.finders import dynamic
+from lthlib.studies.connectivity import barrier, path_rows
+from lthlib.studies.elastic_arms import AT_REWIND
+from lthlib.studies.setting import Arm, Chain, Setting, beside, interval
+from lthlib.training.loop import Trained
+
+
+def cost_rows(
+    found: Mapping[str, Sequence[Chain]], carried: Sequence[Arm], dynamic_arms: Sequence[Arm], setting: Setting
+) -> pd.DataFrame:
+    """Cumulated training FLOPs of three routes to a ticket of each target, seed by seed (see `evidence.costs`).
+
+    `carried` are the elastic arms of one source, one a target and all of one level; `dynamic_arms` those of RigL on
+    the same targets. Columns: seed, route, targets, last_target, dense, sparse (FLOPs), break_even (targets).
+    """
+    count, rows = len(setting.dataset.train.labels), []
+    start, level = setting.pruning.rewind_step, carried[0].columns["round"]
+    rule = dynamic.rule_for("rigl", 1.0, interval=interval(setting))
+    assert isinstance(rule, dynamic.DropAndGrow)
+
+    def chain_cost(name: str, place: int) -> Cost:
+        masks = [one.tickets[0].layer_densities() for one in found[name][place][1 : level + 1]]
+        return imp_cost(setting.architecture(name), setting.recipe, count, masks, rewind_step=start)
+
+    for place, seed in enumerate(setting.seeds):
+        alone = {one.columns["target"]: chain_cost(one.columns["target"], place) for one in carried}
+        each = {
+            one.columns["target"]: training_cost(
+                one.tickets[place].architecture,
+                setting.recipe,
+                count,
+                one.tickets[place].layer_densities(),
+                start_step=start,
+            )
+            for one in carried
+        }
+        source = chain_cost(carried[0].columns["source"], place)
+        routes = {"IMP on each target": (Cost(), alone), "one IMP, then elastic": (source, each)}
+        sparse = {
+            one.columns["target"]: drop_and_grow_cost(
+                one.tickets[place].architecture, setting.recipe, count, one.densities[place], rule
+            )
+            for one in dynamic_arms
+        }
+        if list(sparse) == list(each):
+            routes["RigL on each target"] = (Cost(), sparse)
+        mean = [sum(cost.sparse for cost in costs.values()) / len(costs) for costs in (each, alone)]
+        even = break_even(source.sparse, *mean)
+        rows += [row | {"seed": seed, "break_even": even} for row in route_rows(routes)]
+    return pd.DataFrame(rows)
+
+
+def with_cost(
+    rows: pd.DataFrame, found: Mapping[str, Sequence[Chain]], shared_by: int, setting: Setting
+) -> pd.DataFrame:
+    """The rows with `flops`, all training that a ticket needed, weighed by density; gradual pruning is left out.
+
+    Direct: the target's chain. Elastic and arms that use its mask: the source's chain, shared by so many targets, and
+    their own training. Scores at the rewinding point: the dense steps before it (scores themselves are not counted).
+    SET and RigL: their own training.
+    """
+    count, start = len(setting.dataset.train.labels), setting.pruning.rewind_step
+    place = {seed: number for number, seed in enumerate(setting.seeds)}
+
+    def chain_cost(name: str, row: pd.Series) -> float:
+        levels = found[name][place[row["seed"]]][1 : row["round"] + 1]
+        masks = [level.tickets[0].layer_densities() for level in levels]
+        return imp_cost(setting.architecture(name), setting.recipe, count, masks, rewind_step=start).sparse
+
+    costs = []
+    for _, row in rows.iterrows():
+        own = 6.0 * row["sparse_macs"] * examples_seen(setting.recipe, count, start)
+        if row["arm"] == "direct":
+            costs.append(chain_cost(row["target"], row))
+        elif row["arm"] in ("set", "rigl"):
+            costs.append(6.0 * row["sparse_macs"] * examples_seen(setting.recipe, count))
+        elif row["arm"] in AT_REWIND:
+            before = training_cost(setting.architecture(row["target"]), setting.recipe, count, stop_step=start)
+            costs.append(own + before.sparse)
+        elif row["arm"] in dynamic.METHODS:
+            costs.append(math.nan)
+        else:
+            costs.append(own + chain_cost(row["source"], row) / shared_by)
+    return rows.assign(flops=costs).dropna(subset="flops")
+
+
+def barrier_rows(
+    arms: Sequence[Arm], trained: Sequence[Sequence[Trained]], setting: Setting, points: int = 11
+) -> pd.DataFrame:
+    """Accuracy along the line between two trainings of one ticket that differ in data order alone, for each arm."""
+
+    def work(one: Arm, run: Trained, place: int) -> pd.DataFrame:
+        # The order of a seed that no replicate has.
+        again = setting.train(one.tickets[place], 1_000_000 + setting.seeds[place])
+        rows = path_rows(run.ticket, again.ticket, setting.dataset, points, device=setting.device)
+        return rows.assign(seed=setting.seeds[place], path=one.columns["arm"])
+
+    tasks = [
+        partial(work, one, run, place)
+        for one, runs in zip(arms, trained, strict=True)
+        for place, run in enumerate(runs)
+    ]
+    return pd.concat(beside(tasks, setting.device), ignore_index=True)
+
+
+def line_rows(
+    first: Sequence[Trained], second: Sequence[Trained], setting: Setting, path: str, points: int = 11
+) -> pd.DataFrame:
+    """Accuracy along the line between trainings of two arms, seed by seed."""
+
+    def work(a: Trained, b: Trained) -> pd.DataFrame:
+        rows = path_rows(a.ticket, b.ticket, setting.dataset, points, device=setting.device)
+        return rows.assign(seed=a.seed, path=path)
+
+    tasks = [partial(work, a, b) for a, b in zip(first, second, strict=True)]
+    return pd.concat(beside(tasks, setting.device), ignore_index=True)
+
+
+def barriers(paths: pd.DataFrame, statistics: str = "re-estimated") -> pd.DataFrame:
+    """The error barrier of each path, a row a seed: path, seed, barrier (percentage points)."""
+    rows = paths[paths["statistics"] == statistics].sort_values("alpha", kind="stable")
+    parts = rows.groupby(["path", "seed"], sort=False)["accuracy"]
+    return parts.apply(lambda part: barrier(part.tolist())).rename("barrier").reset_index()

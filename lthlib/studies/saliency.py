@@ -1,0 +1,256 @@
+"""Pruning at initialization as tables: arms of tickets found, trained together and measured; scores compared."""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lthlib.data import Dataset
+from lthlib.errors import InputError
+from lthlib.evidence import measure as tables
+from lthlib.finders import pruning_data as sanity
+from lthlib.finders.controls import SANITY_CHECKS
+from lthlib.finders.find import NEEDS_DATA, find
+from lthlib.finders.from_scores import select
+from lthlib.finders.imp import magnitudes
+from lthlib.finders.paths import collapsed_layers, effective_density
+from lthlib.finders.pruning_data import pruning_data
+from lthlib.finders.scores import magnitude_scores, ntk_sketch_scores, snip_scores
+from lthlib.finders.synflow import synflow_scores
+from lthlib.masks.controls import jaccard, jaccard_by_chance
+from lthlib.masks.counts import kept_count
+from lthlib.masks.topk import keep_top
+from lthlib.models import architecture as models
+from lthlib.models.architecture import Architecture, architecture, prunable
+from lthlib.ticket import State, Ticket, initial_tickets
+from lthlib.training.loop import Trained
+from lthlib.training.recipe import Recipe
+
+# Data-driven methods that are called "METHOD, noise" take Gaussian images and arbitrary labels: no data.
+NOISE = ", noise"
+SAMPLED = {
+    "top-k": {},
+    "gumbel": {"draw": "gumbel"},
+    "gumbel, matched counts": {"draw": "gumbel", "scope": "matched"},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "top-k": {},
+    "gumbel": {"draw": "gumbel"},
+    "multinomial": {"draw": "multinomial"},
+    "poisson": {"draw": "poisson"},
+    "gumbel, reweighted": {"draw": "gumbel", "reweight": True},
+    "gumbel, tau 0.5": {"draw": "gumbel", "temperature": 0.5},
+    "gumbel, tau 2": {"draw": "gumbel", "temperature": 2.0},
+    "gumbel, at the end": {"draw": "gumbel", "at": "end"},
+}
+Arms = Mapping[str, Sequence[Ticket]]
+
+
+def found(
+    method: str,
+    initial: Sequence[Ticket],
+    density: float,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    **options: Any,
+) -> list[Ticket]:
+    """`saliency.find` for each replicate; a `method` that ends in ", noise" is scored on N(0, 1) images."""
+    name = method.removesuffix(NOISE)
+    if name != method:
+        options = {"corruption": "gaussian"} | options
+    return [find(one, density, name, dataset, seed, **options) for one, seed in zip(initial, seeds, strict=True)]
+
+
+def train_arms(arms: Arms, recipe: Recipe, dataset: Dataset, seeds: Sequence[int], **options: Any) -> pd.DataFrame:
+    """`tables.train_arms` with the columns `effective_density` (weights on input-output paths) and `empty_layers`.
+
+    This reads the test split, once a ticket. Raises InputError for an arm without a ticket for each seed.
+    """
+    every = [ticket for tickets in arms.values() for ticket in tickets]
+    return tables.train_arms(arms, recipe, dataset, seeds, **options).assign(
+        effective_density=[effective_density(ticket) for ticket in every],
+        empty_layers=[len(collapsed_layers(ticket)) for ticket in every],
+    )
+
+
+def method_rows(
+    methods: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    densities: Sequence[float],
+    initial: Sequence[Ticket],
+    recipe: Recipe,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    **options: Any,
+) -> pd.DataFrame:
+    """One row per method, arm (options of its sampling), target density and seed, found and trained from `initial`.
+
+    `options` are those of `train_arms`. The asked-for density is `target`; multinomial and Poisson draws meet it only
+    on average (`density`).
+    """
+    parts = []
+    for method, ways in methods.items():
+        for target in densities:
+            arms = {way: found(method, initial, target, dataset, seeds, **how) for way, how in ways.items()}
+            parts.append(train_arms(arms, recipe, dataset, seeds, method=method, target=target, **options))
+    return pd.concat(parts, ignore_index=True)
+
+
+def sanity_arms(
+    method: str, initial: Sequence[Ticket], density: float, dataset: Dataset, seeds: Sequence[int]
+) -> dict[str, list[Ticket]]:
+    """The original tickets of a method and, of the same total count, each of SANITY_CHECKS, the inverted score
+    and, for methods that read data, each of `sanity.CORRUPTIONS`."""
+    original = found(method, initial, density, dataset, seeds)
+    arms = {"original": original} | controls(original, seeds)
+    if method != "phew":
+        arms["inverted"] = found(method, initial, density, dataset, seeds, invert=True)
+    if method in NEEDS_DATA:
+        for corruption in sanity.CORRUPTIONS[1:]:
+            arms[corruption] = found(method, initial, density, dataset, seeds, corruption=corruption)
+    return arms
+
+
+def controls(tickets: Sequence[Ticket], seeds: Sequence[int]) -> dict[str, list[Ticket]]:
+    """Each control of `sanity.SANITY_CHECKS` of tickets of any origin."""
+    return {
+        name: [arm(ticket, seed) for ticket, seed in zip(tickets, seeds, strict=True)]
+        for name, arm in SANITY_CHECKS.items()
+    }
+
+
+def small_dense_rows(
+    ticket: Ticket, recipe: Recipe, dataset: Dataset, seeds: Sequence[int], **options: Any
+) -> pd.DataFrame:
+    """A dense network of the same family with as many prunable weights as `ticket` keeps, trained for each seed."""
+    small = small_dense(ticket.architecture, ticket.kept)
+    rows = train_arms({"small dense": initial_tickets(small, seeds)}, recipe, dataset, seeds, **options)
+    return rows.assign(density=rows["n_free"] / rows["n_free"].max() * ticket.density)
+
+
+def after_training(dense: Sequence[Trained], density: float, seeds: Sequence[int], start_step: int = 0) -> list[Ticket]:
+    """Magnitude pruning after training, rewound: the initial values under the mask of the largest trained weights."""
+    starts = [run.snapshots[start_step] for run in dense]
+    return [
+        start.with_masks(keep_top(scores, kept_count(density, start.prunable)))
+        for start, scores in zip(starts, magnitudes(dense), strict=True)
+    ]
+
+
+def score_rows(
+    initial: Sequence[Ticket], dataset: Dataset, seeds: Sequence[int], density: float, *, examples_per_class: int = 10
+) -> pd.DataFrame:
+    """Agreement of scores at initialization: one row per seed and pair of scores.
+
+    `spearman` is the rank correlation over all weights, `overlap` the Jaccard overlap of the two top-k masks at
+    `density` and `chance` what independent masks of the same counts a layer have. Scores: the sketch's |w_k| |J_k|,
+    that with Gaussian images, |w|, SNIP, SynFlow (one iteration).
+    """
+    rows = []
+    for ticket, seed in zip(initial, seeds, strict=True):
+        scores = _scores(ticket, dataset, seed, examples_per_class)
+        masks = {name: select(ticket, one, kept_count(density, ticket.prunable)).masks for name, one in scores.items()}
+        ranks = {name: _ranks(one) for name, one in scores.items()}
+        for first in scores:
+            for second in scores:
+                rows.append(
+                    {
+                        "seed": seed,
+                        "score": first,
+                        "other": second,
+                        "spearman": float(ranks[first].corr(ranks[second])),
+                        "overlap": jaccard(masks[first], masks[second]),
+                        "chance": jaccard_by_chance(masks[first], masks[second], layerwise=True),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _scores(ticket: Ticket, dataset: Dataset, seed: int, examples_per_class: int) -> dict[str, State]:
+    images, labels = pruning_data(ticket, dataset, seed, examples_per_class=examples_per_class)
+    noise, _ = pruning_data(ticket, None, seed, examples_per_class=examples_per_class, corruption="gaussian")
+    return {
+        "sketch": ntk_sketch_scores(ticket, images, probes=None),
+        "sketch, noise": ntk_sketch_scores(ticket, noise, probes=None),
+        "magnitude": magnitude_scores(ticket),
+        "snip": snip_scores(ticket, images, labels),
+        "synflow": synflow_scores(ticket),
+    }
+
+
+def _ranks(scores: State) -> pd.Series:
+    parts = [pd.Series(score.detach().double().reshape(-1).numpy()) for score in scores.values()]
+    return pd.concat(parts, ignore_index=True).rank()
+
+
+def collapse_rows(
+    model: str,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    densities: Sequence[float],
+) -> pd.DataFrame:
+    """Untrained masks down to extreme densities: empty layers and effective density, one row per method and density."""
+    initial = initial_tickets(architecture(model, dataset.input_shape, dataset.classes), seeds)
+    rows = []
+    for method in methods:
+        for density in densities:
+            for seed, ticket in zip(seeds, found(method, initial, density, dataset, seeds), strict=True):
+                empty = collapsed_layers(ticket)
+                rows.append(
+                    {
+                        "seed": seed,
+                        "model": model,
+                        "method": method,
+                        "density": density,
+                        "empty_layers": len(empty),
+                        "effective_density": effective_density(ticket),
+                        "first_empty": empty[0] if empty else "",
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def critical_density(rows: pd.DataFrame) -> pd.DataFrame:
+    """The smallest density of `collapse_rows` at which, and above which, no layer is empty: one row per method, seed.
+
+    NaN where a layer is empty at the largest density tried.
+    """
+    smallest = []
+    for (method, seed), group in rows.groupby(["method", "seed"], sort=False):
+        part = group.sort_values("density", ascending=False)
+        whole = part[(part["empty_layers"] > 0).cumsum() == 0]
+        smallest.append({"method": method, "seed": seed, "density": whole["density"].min()})
+    return pd.DataFrame(smallest)
+
+
+def small_dense(architecture: Architecture, count: int) -> Architecture:
+    """The same family with all widths scaled down by one factor, its prunable count as near to `count` as widths allow.
+
+    For "small dense at equal parameters": compare `ticket.kept` with what the result has. Never wider than
+    `architecture`. Raises InputError for a user's own module, and for a count below 1.
+    """
+    name, shape, classes = architecture.name, architecture.input_shape, architecture.classes
+    if ":" in name or count < 1:
+        raise InputError(f"no model like {name!r} of {count} weights is known (valid: lenet, conv, vgg, resnet)")
+    family, *numbers = name.split("-")
+    plain, _, own = name.partition("-w")
+
+    def narrower(width: int) -> Architecture:
+        if family == "lenet":
+            hidden = [max(1, round(int(number) * width / widest)) for number in numbers]
+            return models.architecture("-".join(map(str, (family, *hidden))), shape, classes)
+        return models.architecture(f"{plain}-w{width}", shape, classes)
+
+    default = 16 if family == "resnet" else 64
+    widest = max(map(int, numbers)) if family == "lenet" else int(own) if own else default
+    widths = range(1, widest + 1)
+    place = min(bisect_left(widths, count, key=lambda width: _size(narrower(width))), widest - 1)
+    return min((narrower(widths[i]) for i in {max(place - 1, 0), place}), key=lambda a: abs(_size(a) - count))
+
+
+def _size(architecture: Architecture) -> int:
+    with torch.device("meta"):
+        state = models.build(architecture).state_dict()
+    return sum(state[name].numel() for name in prunable(architecture))

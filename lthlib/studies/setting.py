@@ -1,0 +1,154 @@
+"""What all trainings of a study share, and its arms: tickets to train, from which rows come."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lthlib.data import Dataset
+from lthlib.evidence import measure as tables
+from lthlib.finders import dynamic
+from lthlib.finders import imp as magnitude
+from lthlib.finders.imp import Level, Pruning
+from lthlib.models import architecture as models
+from lthlib.models.architecture import Architecture
+from lthlib.store import Store
+from lthlib.ticket import Ticket, initial_tickets
+from lthlib.training.loop import Trained
+from lthlib.training.parallel import Value, values_of
+from lthlib.training.recipe import Recipe
+from lthlib.training.train import pick_device, train
+
+Chain = list[Level]  # one replicate's levels, the dense one first
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trainings of the notebook share; every ticket starts at the pruning's `rewind_step`."""
+
+    recipe: Recipe
+    dataset: Dataset
+    seeds: Sequence[int]
+    pruning: Pruning
+    device: str = "auto"
+    store: Store | None = None
+
+    def architecture(self, name: str) -> Architecture:
+        """The architecture called `name` for this data set."""
+        return models.architecture(name, self.dataset.input_shape, self.dataset.classes)
+
+    def on(self, dataset: Dataset) -> "Setting":
+        """The same on other data."""
+        return replace(self, dataset=dataset)
+
+    def keeping_output(self) -> "Setting":
+        """The same with the output layer never pruned."""
+        return replace(self, recipe=replace(self.recipe, output_layer="kept"))
+
+    def train(self, ticket: Ticket, seed: int) -> Trained:
+        """One training, from the rewinding point."""
+        (run,) = train(
+            [ticket],
+            self.recipe,
+            self.dataset,
+            [seed],
+            start_step=self.pruning.rewind_step,
+            device=self.device,
+            store=self.store,
+        )
+        return run
+
+    def steps(self) -> int:
+        """Optimizer steps of a whole training."""
+        return self.recipe.steps(len(self.dataset.train.labels))
+
+
+def beside(tasks: Sequence[Callable[[], Value]], device: str) -> list[Value]:
+    """The tasks' values in order: on the CPU one core each, beside each other; on another device in turn.
+
+    A narrow convolution does not fill two cores, and two that wait for each other at every layer lose more than half.
+    """
+
+    def run(task: Callable[[], Value], stop: Event) -> Value:
+        return task()
+
+    return list(values_of([partial(run, task) for task in tasks], pick_device(device)))
+
+
+def chains(names: Iterable[str], setting: Setting, basis: str = "canonical") -> dict[str, list[Chain]]:
+    """Iterative magnitude pruning of each network, in the bases of a rule: by name, one chain a seed."""
+    listed = list(dict.fromkeys(names))
+
+    def work(name: str, seed: int) -> Chain:
+        initial = initial_tickets(setting.architecture(name), [seed])
+        options: dict[str, Any] = {"device": setting.device, "store": setting.store}
+        start = setting.pruning.rewind_step
+        dense = magnitude.train_dense(initial, setting.recipe, setting.dataset, [seed], rewind_step=start, **options)
+        seen = magnitude.in_basis(dense, basis)
+        return list(
+            magnitude.iterative_magnitude_pruning(seen, setting.recipe, setting.dataset, setting.pruning, **options)
+        )
+
+    tasks = [partial(work, name, seed) for name in listed for seed in setting.seeds]
+    found = beside(tasks, setting.device)
+    n = len(setting.seeds)
+    return {name: found[place * n : (place + 1) * n] for place, name in enumerate(listed)}
+
+
+def chain_rows(found: Mapping[str, Sequence[Chain]], setting: Setting, **columns: Any) -> pd.DataFrame:
+    """One row per network, seed and level: the direct tickets, level 0 the dense network."""
+    parts = [
+        partial(tables.measure_levels, chain, setting.dataset, setting.device, source=name, target=name, **columns)
+        for name, by_seed in found.items()
+        for chain in by_seed
+    ]
+    rows = pd.concat(beside(parts, setting.device), ignore_index=True)
+    return rows.assign(arm=np.where(rows["round"] == 0, "dense", "direct"))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Tickets to train, one a seed, with the columns that name their rows; `method` trains them to `densities`."""
+
+    tickets: Sequence[Ticket]
+    columns: Mapping[str, Any]
+    method: str = ""
+    densities: Sequence[float] = ()
+
+
+def train_arms(arms: Sequence[Arm], setting: Setting) -> tuple[pd.DataFrame, list[list[Trained]]]:
+    """Trains all arms beside each other: their rows, and each arm's trainings."""
+
+    def work(one: Arm, place: int) -> tuple[pd.DataFrame, Trained]:
+        ticket, seed = one.tickets[place], setting.seeds[place]
+        if one.method:
+            (run,) = dynamic.train_dynamic(
+                [ticket],
+                one.densities[place],
+                one.method,
+                setting.recipe,
+                setting.dataset,
+                [seed],
+                device=setting.device,
+                store=setting.store,
+                interval=interval(setting),
+            )
+            ticket = run.ticket
+        else:
+            run = setting.train(ticket, seed)
+        return tables.measure([ticket], [run], setting.dataset, setting.device, **one.columns), run
+
+    tasks = [partial(work, one, place) for one in arms for place in range(len(setting.seeds))]
+    found = beside(tasks, setting.device)
+    n = len(setting.seeds)
+    rows = pd.concat([row for row, _ in found], ignore_index=True)
+    return rows, [[run for _, run in found[place * n : (place + 1) * n]] for place in range(len(arms))]
+
+
+def interval(setting: Setting) -> int:
+    """Steps between updates of SET and RigL and between prunings of GMP: ten a training."""
+    return max(1, setting.steps() // 10)

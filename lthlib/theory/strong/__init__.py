@@ -1,0 +1,1 @@
+"""Strong lottery tickets: a random network pruned into a given one."""

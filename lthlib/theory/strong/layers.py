@@ -1,0 +1,306 @@
+"""One target layer as one or two layers of a random source: draws, and the choice of what is kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lthlib.errors import InputError
+from lthlib.randomness import generator
+from lthlib.theory.strong.search import Search, choose, draw
+from lthlib.theory.strong.sources import LEAK, Affine
+from lthlib.theory.subset_sum.solve import Array
+
+LARGEST_SOURCE = 200_000_000  # weights a layer: 0.8 GB, and their masks
+LINEAR_SCALE = 0.01  # of inner weights and biases of tanh's first block, where tanh is nearly the identity
+_CHUNK = 1 << 20  # candidates in memory at once
+
+
+@dataclass
+class SourceLayer:
+    """One layer of the random source: its draws, and which of them the ticket keeps (all of the weight's shape)."""
+
+    weight: Array
+    mask: Array
+    bias: Array
+    bias_mask: Array
+
+
+@dataclass
+class Account:
+    """What solving one layer cost, and how near it came."""
+
+    name: str
+    weights: int
+    eps: float
+    solves: int = 0
+    redrawn: int = 0
+    unreached: int = 0
+    kept: int = 0
+    largest: float = 0.0
+    total: float = 0.0
+
+    def row(self) -> dict[str, object]:
+        """The account as one row of `Construction.layers`."""
+        mean = self.total / max(1, self.weights)
+        return {"layer": self.name, "weights": self.weights, "eps": self.eps, "solves": self.solves,
+                "redrawn": self.redrawn, "unreached": self.unreached, "kept": self.kept,
+                "largest_error": self.largest, "mean_error": mean}  # fmt: skip
+
+
+def _choose(
+    outer: Array,
+    mask: Array,
+    columns: Sequence[Array],
+    gains: Sequence[Array],
+    wanted: Array,
+    where: Array,
+    search: Search,
+    account: Account,
+    skip: bool,
+) -> Array:
+    """Chooses outer weights for the places (o, i, t) in `where` (P, 3): of input i, among `columns[i]`, whose products
+    with `gains[i]` shall sum to `wanted` (P,). Sets `mask` (O, N, T) and returns what is left of `wanted` (P,). With
+    `skip`, what is within the tolerance of 0 is left as it is."""
+    left = wanted.copy()
+    lengths = np.array([len(one) for one in columns])
+    open_places = (np.abs(wanted) > account.eps) if skip else np.ones(len(wanted), bool)
+    for length in np.unique(lengths):
+        group = np.flatnonzero((lengths == length)[where[:, 1]] & open_places)
+        if length == 0 or not len(group):
+            continue
+        table = np.zeros((len(columns), length), np.int64)
+        gain = np.zeros((len(columns), length))
+        for i in np.flatnonzero(lengths == length).tolist():
+            table[i], gain[i] = columns[i], gains[i]
+        step = max(1, _CHUNK // length)
+        for start in range(0, len(group), step):
+            part = group[start : start + step]
+            o, i, t = where[part].T
+            at = table[i]
+            candidates = gain[i] * outer[o[:, None], at, t[:, None]].astype(np.float64)
+            kept, _ = choose(candidates, wanted[part], search, account.eps)
+            left[part] -= (candidates * kept).sum(axis=1)
+            mask[o[:, None], at, t[:, None]] |= kept
+        account.solves += len(group)
+    return left
+
+
+def _places(outputs: Array, inputs: int, taps: int) -> Array:
+    grid = np.meshgrid(outputs, np.arange(inputs), np.arange(taps), indexing="ij")
+    return np.stack([axis.ravel() for axis in grid], axis=1)
+
+
+def two_layer(
+    affine: Affine,
+    search: Search,
+    eps: float,
+    seed: int,
+    *,
+    signed: bool,
+    activation: str,
+    copies: int = 1,
+    alive: Array | None = None,
+    constants: int = 0,
+) -> tuple[SourceLayer, SourceLayer, Account]:
+    """Two source layers for one target layer: hidden neurons of one input each, and products of two weights.
+
+    `signed`: inputs of either sign, two sums a weight. `activation` of the hidden neurons: relu, leaky or tanh. Each
+    output is built `copies` times, where `alive` (outputs * copies,) says so, and followed by `constants` neurons
+    without inputs. Raises InputError for more weights than fit.
+    """
+    weight = affine.weight.flatten(2).numpy() if affine.weight.dim() > 2 else affine.weight.numpy()[:, :, None]
+    outputs, inputs, taps = weight.shape
+    centre = int(np.ravel_multi_index(affine.identity, affine.weight.shape[2:])) if affine.weight.dim() > 2 else 0
+    goals = weight.astype(np.float64)
+    # the bias is one more input, whose hidden neurons have no input and pass on their own bias
+    if affine.bias is not None:
+        extra = np.zeros((outputs, 1, taps))
+        extra[:, 0, centre] = affine.bias.numpy()
+        goals = np.concatenate([goals, extra], axis=1)
+    goals = np.repeat(goals, copies, axis=0)
+    rows = np.arange(len(goals)) if alive is None else np.flatnonzero(alive)
+    where = _places(rows, goals.shape[1], taps)
+    where = where[(where[:, 1] < inputs) | (where[:, 2] == centre)]
+    account = Account(affine.name, len(where), eps)
+    block = 2 * search.candidates if activation != "tanh" else search.candidates
+    inner_taps = 2 if affine.kind == "sets" else 1
+    separate = 1 if search.shared else len(goals)
+    _refuse_large(goals.shape[1] * block * separate * ((len(goals) + constants) * taps + inputs * inner_taps))
+    state = _Blocks(search, seed, affine.name, inputs, inner_taps, len(goals) + constants, taps, activation)
+    errors = np.zeros(len(where))
+    parts = [np.arange(len(where))] if search.shared else [np.flatnonzero(where[:, 0] == row) for row in rows]
+    for part in parts:
+        todo = part
+        for attempt in range(search.redraws + 1):
+            account.redrawn += len(todo) if attempt else 0
+            errors[todo] = state.attempt(goals, where[todo], signed, account, block, attempt > 0)
+            todo = todo[errors[todo] > eps]
+            if not len(todo):
+                break
+    account.unreached = int((errors > eps).sum())
+    account.largest, account.total = float(errors.max(initial=0)), float(errors.sum())
+    inner, outer = state.layers(affine)
+    account.kept = int(outer.mask.sum())
+    outer.bias_mask[len(goals) :] = True
+    return inner, outer, account
+
+
+def _refuse_large(total: int) -> None:
+    if total > LARGEST_SOURCE:
+        raise InputError(
+            f"a source layer of {total:,} weights does not fit (valid: up to {LARGEST_SOURCE:,}; take fewer "
+            "candidates or a narrower target)"
+        )
+
+
+class _Blocks:
+    """Hidden neurons of one target layer, drawn a block an input; a redraw adds blocks."""
+
+    def __init__(
+        self, search: Search, seed: int, name: str, inputs: int, inner_taps: int, outputs: int, taps: int, kind: str
+    ) -> None:
+        self.search, self.inputs, self.inner_taps, self.kind = search, inputs, inner_taps, kind
+        self.outputs, self.taps = outputs, taps
+        self.purpose = (seed, "strong", name)
+        self.parts: list[tuple[Array, Array, Array, Array, Array]] = []  # owner, inner, bias, outer, mask
+        self.left: dict[int, Array] = {}  # by side: what is still wanted
+
+    def attempt(self, goals: Array, where: Array, signed: bool, account: Account, block: int, again: bool) -> Array:
+        """Draws a block for every input in `where` and chooses among it; returns the errors.
+
+        `again`: what an earlier attempt left is made up from the new block. Methods that keep a given number of
+        candidates start afresh instead.
+        """
+        search, number = self.search, len(self.parts)
+        sides = (1, -1) if signed and self.kind != "tanh" else (1,)
+        if not self.left:
+            # a leaky neuron passes a share of the other side too: P + leak N = leak P + N = w
+            scaled = goals.copy()
+            scaled[:, : self.inputs] /= 1 + LEAK if self.kind == "leaky" and signed else 1
+            self.left = {side: scaled.copy() for side in sides}
+            self.goals = scaled
+        if again and search.method in ("fixed", "nearest"):
+            for owners, _, _, _, chosen in self.parts:
+                for o, i, t in where.tolist():
+                    chosen[o, owners == i, t] = False
+            for left in self.left.values():
+                left[tuple(where.T)] = self.goals[tuple(where.T)]
+        used = np.unique(where[:, 1])
+        owner = np.repeat(used, block)
+        inner = draw(search.law, (len(owner), self.inputs, self.inner_taps), generator(*self.purpose, "inner", number))
+        bias = draw(search.law, (len(owner),), generator(*self.purpose, "bias", number))
+        outer = draw(search.law, (self.outputs, len(owner), self.taps), generator(*self.purpose, "outer", number))
+        if self.kind == "tanh":
+            inner, bias = inner * np.float32(LINEAR_SCALE), bias * np.float32(LINEAR_SCALE)
+            outer = outer * np.float32(1 / LINEAR_SCALE)
+        mask = np.zeros(outer.shape, bool)
+        self.parts.append((owner, inner, bias, outer, mask))
+        own = inner[np.arange(len(owner)), np.minimum(owner, self.inputs - 1), 0].astype(np.float64)
+        gain = np.where(owner < self.inputs, own, bias.astype(np.float64))
+        errors = np.zeros(len(where))
+        for side in sides:
+            columns, gains = [], []
+            for i in range(self.inputs + 1):
+                place = np.searchsorted(used, i)
+                mine = np.arange(0)
+                if place < len(used) and used[place] == i:
+                    mine = np.arange(place * block, (place + 1) * block)
+                if i == self.inputs:
+                    alive = mine if self.kind == "tanh" else mine[gain[mine] > 0]
+                    fitting = alive if side > 0 else mine[:0]
+                    gains.append(activated(gain[fitting[: search.candidates]], self.kind))
+                else:
+                    fitting = mine if self.kind == "tanh" else mine[side * gain[mine] > 0]
+                    gains.append(gain[fitting[: search.candidates]])
+                columns.append(fitting[: search.candidates])
+            here = np.flatnonzero((where[:, 1] < self.inputs) | (side > 0))
+            wanted = self.left[side][tuple(where[here].T)]
+            found = _choose(
+                outer, mask, columns, gains, wanted, where[here], search, account, again or search.round_small
+            )
+            self.left[side][tuple(where[here].T)] = found
+            errors[here] = np.maximum(errors[here], np.abs(found))
+        return errors
+
+    def layers(self, affine: Affine) -> tuple[SourceLayer, SourceLayer]:
+        """The source's two layers, with an inner weight or bias kept where an outer weight uses its neuron."""
+        owner, inner, bias = (np.concatenate([part[k] for part in self.parts]) for k in range(3))
+        outer, mask = (np.concatenate([part[k] for part in self.parts], axis=1) for k in (3, 4))
+        used = mask.any(axis=(0, 2))
+        inner_mask = np.zeros(inner.shape, bool)
+        weighted = np.flatnonzero(used & (owner < self.inputs))
+        inner_mask[weighted, owner[weighted], 0] = True
+        if affine.weight.dim() == 2:
+            inner_shape: tuple[int, ...] = inner.shape[:2]
+            outer_shape: tuple[int, ...] = outer.shape[:2]
+        else:
+            inner_shape = (*inner.shape[:2], 1, 2 if affine.kind == "sets" else 1)
+            outer_shape = (*outer.shape[:2], *affine.weight.shape[2:])
+        plain = draw(self.search.law, (self.outputs,), generator(*self.purpose, "outer bias"))
+        return (
+            SourceLayer(inner.reshape(inner_shape), inner_mask.reshape(inner_shape), bias,
+                        used & (owner == self.inputs)),
+            SourceLayer(outer.reshape(outer_shape), mask.reshape(outer_shape), plain, np.zeros(self.outputs, bool)),
+        )  # fmt: skip
+
+
+def activated(value: Array, kind: str) -> Array:
+    """What a neuron without inputs passes on, by its bias: `kind` is relu, leaky or tanh."""
+    if kind == "tanh":
+        return np.tanh(value)
+    return np.where(value > 0, value, (LEAK if kind == "leaky" else 0.0) * value)
+
+
+def single(
+    affine: Affine,
+    search: Search,
+    eps: float,
+    seed: int,
+    bias: Array,
+    positions: int,
+    copies: int,
+    alive: Array | None,
+    constants: int,
+) -> tuple[SourceLayer, Account, Array, Array]:
+    """One source layer that chooses among equal neurons: the layer, its account, and which copies and which constant
+    neurons before it it uses (bool each).
+
+    `bias`: what the neurons before pass on with no input. `positions`: inputs a channel, after a flattening.
+    """
+    weight = affine.weight.flatten(2).numpy() if affine.weight.dim() > 2 else affine.weight.numpy()[:, :, None]
+    outputs, inputs, taps = weight.shape
+    centre = int(np.ravel_multi_index(affine.identity, affine.weight.shape[2:])) if affine.weight.dim() > 2 else 0
+    n, channels = search.candidates, inputs // positions
+    spare = 2 * n
+    columns = [(np.arange(n) + (i // positions) * n) * positions + i % positions for i in range(inputs)]
+    gains: list[Array] = [np.ones(n)] * inputs
+    held = np.arange(spare) + channels * n
+    strongest = held[np.argsort(-np.abs(bias[held]), kind="stable")][:n]  # a neuron at nearly 0 reaches nothing
+    usable = strongest[bias[strongest] != 0]
+    columns.append(usable * positions)
+    gains.append(bias[usable].astype(np.float64))
+    goals = np.concatenate([weight, np.zeros((outputs, 1, taps))], axis=1)
+    goals[:, inputs, centre] = 0.0 if affine.bias is None else affine.bias.numpy()
+    goals = np.repeat(goals, copies, axis=0)
+    rows = np.arange(len(goals)) if alive is None else np.flatnonzero(alive)
+    where = _places(rows, inputs + 1, taps)
+    biased = (where[:, 2] == centre) & bool(affine.bias is not None)
+    where = where[(where[:, 1] < inputs) | biased]
+    total = len(goals) + constants
+    fan_in = (channels * n + spare) * positions
+    _refuse_large(total * fan_in * taps)
+    purpose = (seed, "strong", affine.name)
+    outer = draw(search.law, (total, fan_in, taps), generator(*purpose, "single"))
+    mask = np.zeros(outer.shape, bool)
+    account = Account(affine.name, len(where), eps)
+    wanted = goals[tuple(where.T)]
+    errors = np.abs(_choose(outer, mask, columns, gains, wanted, where, search, account, search.round_small))
+    account.unreached = int((errors > eps).sum())
+    account.kept = int(mask.sum())
+    account.largest, account.total = float(errors.max(initial=0)), float(errors.sum())
+    used: Array = np.any(mask.any(axis=(0, 2), keepdims=True).reshape(-1, positions), axis=1, keepdims=True)[:, 0]
+    shape = (total, fan_in, *affine.weight.shape[2:])
+    own = draw(search.law, (total,), generator(*purpose, "outer bias"))
+    layer = SourceLayer(outer.reshape(shape), mask.reshape(shape), own, np.zeros(total, bool))
+    return layer, account, used[: channels * n], used[channels * n :]

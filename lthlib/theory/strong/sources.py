@@ -1,0 +1,360 @@
+"""Networks as lists of layers: targets read from tickets, and sources built from one line of text.
+
+A construction needs a network's weights layer by layer, not its module. `read` gives them, with normalisations folded
+into the convolutions before them; `run` computes the same function from the list, in float64. A source network is the
+architecture `lthlib.theory.strong_sources:TEXT`, which `models.build` makes: TEXT joins layers with dashes, such as
+`conv8k3-relu-pool-flatten-linear20-tanh-linear10`, so that a ticket of a source is saved and loaded like any other.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lthlib.errors import InputError
+from lthlib.models.architecture import Architecture, architecture, build
+from lthlib.models.networks import VGG, Conv, ResNet
+from lthlib.ticket import Ticket
+
+LEAK = 0.01  # nn.LeakyReLU's own slope
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "leaky": partial(F.leaky_relu, negative_slope=LEAK),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+_MODULES = {"relu": nn.ReLU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+COVERED = ("Linear", "Conv2d", "BatchNorm2d after a convolution", "ReLU", "LeakyReLU", "Tanh", "Sigmoid", "Flatten",
+           "2x2 max pooling", "mean over positions", "residual blocks")  # fmt: skip
+KINDS = ("linear", "conv", "cyclic", "sets")
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A layer with weights: `weight` (outputs, inputs, *taps) and `bias` (outputs,), float64, or None.
+
+    `kind`: "linear"; "conv", zero-padded to keep the size at `stride` 1; "cyclic", the same with circular padding,
+    which commutes with shifts; "sets", the layer x -> A x + B mean(x) over the members of a set, which commutes with
+    permutations (Zaheer et al. 2017), its weight (outputs, inputs, 1, 2) holding A and B.
+    """
+
+    name: str
+    kind: str
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: int = 1
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """The tap at which a channel is passed on as it is: the kernel's centre, a set's own member."""
+        taps = self.weight.shape[2:]
+        return (0,) * len(taps) if self.kind == "sets" else tuple(size // 2 for size in taps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.apply(x, self.weight, self.bias)
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer with other weights of the same shape."""
+        if self.kind == "linear":
+            return F.linear(x, weight, bias)
+        if self.kind == "sets":
+            return F.conv2d(with_mean(x), weight, bias)
+        padding = [size // 2 for size in weight.shape[2:]]
+        if self.kind == "cyclic":
+            return F.conv2d(_circular(x, padding), weight, bias, self.stride)
+        return F.conv2d(x, weight, bias, self.stride, padding)
+
+    def text(self, outputs: int, taps: tuple[int, ...] | None = None, stride: int | None = None) -> str:
+        """The layer in a source's name, with that many outputs."""
+        if self.kind in ("linear", "sets"):
+            return f"{self.kind}{outputs}"
+        height, width = taps or tuple(self.weight.shape[2:])
+        stride = self.stride if stride is None else stride
+        return f"{self.kind}{outputs}k{height}x{width}" + (f"s{stride}" if stride > 1 else "")
+
+
+@dataclass(frozen=True)
+class Residual:
+    """body(x) + shortcut(x); an empty shortcut is the identity."""
+
+    body: tuple["Node", ...]
+    shortcut: tuple["Node", ...] = ()
+
+
+Node = Affine | Residual | str  # the strings: activations, "pool", "mean", "flatten"
+
+
+def run(
+    nodes: Sequence[Node], x: Tensor, layer: Callable[[Affine, Tensor], Tensor] = lambda affine, x: affine(x)
+) -> Tensor:
+    """The function that a list of layers computes, on x (batch, ...) in the weights' dtype (float64).
+
+    `layer` stands in for each layer with weights: it sees the layer and its inputs, and returns its outputs.
+    """
+    for node in nodes:
+        if isinstance(node, Affine):
+            x = layer(node, x)
+        elif isinstance(node, Residual):
+            x = run(node.body, x, layer) + run(node.shortcut, x, layer)
+        else:
+            x = plain(node)(x)
+    return x
+
+
+def affines(nodes: Sequence[Node]) -> Iterator[Affine]:
+    """The layers with weights, a residual block's body before its shortcut: the order of a source's tensors."""
+    for node in nodes:
+        if isinstance(node, Affine):
+            yield node
+        elif isinstance(node, Residual):
+            yield from affines(node.body)
+            yield from affines(node.shortcut)
+
+
+def plain(name: str) -> Callable[[Tensor], Tensor]:
+    """A layer without weights, by its name."""
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]
+    return {"pool": _pool, "mean": lambda x: x.mean((2, 3)), "flatten": lambda x: x.flatten(1)}[name]
+
+
+def with_mean(x: Tensor) -> Tensor:
+    """(batch, channels, members, 1) to (batch, channels, members, 2): each member beside the mean of all."""
+    return torch.cat([x, x.mean(2, keepdim=True).expand_as(x)], dim=3)
+
+
+def _circular(x: Tensor, padding: list[int]) -> Tensor:
+    return F.pad(x, (padding[1], padding[1], padding[0], padding[0]), mode="circular")
+
+
+def _pool(x: Tensor) -> Tensor:
+    window = (min(2, x.shape[-2]), min(2, x.shape[-1]))
+    return F.max_pool2d(x, window)
+
+
+# --- targets ---
+
+
+def read(target: Ticket) -> tuple[Node, ...]:
+    """The layers of a target network, float64: those of LeNets, Conv-N, VGG, ResNets and sequences of such layers.
+
+    Normalisations are folded into the convolution before them, as evaluation mode applies them. Raises InputError
+    that names a layer which no construction covers, or a tensor that is not finite.
+    """
+    module = build(target.architecture).double().eval()
+    state = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in target.state().items()}
+    for name, tensor in state.items():
+        wrong = int((~tensor.isfinite()).sum())
+        if wrong:
+            raise InputError(f"target tensor {name!r} holds {wrong} values that are NaN or infinite (valid: finite)")
+    module.load_state_dict(state)
+    return tuple(_named(_read(module, ""), module))
+
+
+def _read(module: Any, path: str) -> list[Node]:
+    nodes: list[Node] = []
+    if isinstance(module, Conv):
+        for stage in module.stages:
+            nodes += [*_read(stage, path), "pool"]
+        nodes += ["flatten", *_read(module.hidden1, path), "relu", *_read(module.hidden2, path), "relu"]
+        return nodes + _read(module.output, path)
+    if isinstance(module, VGG):
+        for number, stage in enumerate(module.stages):
+            nodes += ["pool"] if number else []
+            units: list[Any] = list(stage.children())
+            for unit in units:
+                nodes += [_folded(_affine(unit.conv), unit.norm), "relu"]
+        return [*nodes, "mean", *_read(module.output, path)]
+    if isinstance(module, ResNet):
+        stem: list[Any] = list(module.stem.children())
+        nodes += [_folded(_affine(stem[0]), stem[1]), "relu"]
+        blocks: list[Any] = [block for stage in module.stages for block in stage.children()]
+        for block in blocks:
+            body = (_folded(_affine(block.conv1), block.norm1), "relu", _folded(_affine(block.conv2), block.norm2))
+            branch = [] if block.shortcut is None else list(block.shortcut.children())
+            shortcut = (_folded(_affine(branch[0]), branch[1]),) if branch else ()
+            nodes += [Residual(body, shortcut), "relu"]
+        return [*nodes, "mean", *_read(module.output, path)]
+    if isinstance(module, ResidualModule):
+        return [Residual(tuple(_read(module.body, f"{path}body.")), tuple(_read(module.shortcut, f"{path}shortcut.")))]
+    if isinstance(module, SetLayer):
+        return [_affine(module.inner, "sets")]
+    if isinstance(module, nn.Sequential):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d) and nodes and isinstance(nodes[-1], Affine):
+                nodes[-1] = _folded(nodes[-1], child)
+            else:
+                nodes += _read(child, f"{path}{name}.")
+        return nodes
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        return [_affine(module, path=path)]
+    simple = _simple(module)
+    if simple is None:
+        raise _uncovered(path, module)
+    return [] if simple == "" else [simple]
+
+
+def _simple(module: nn.Module) -> str | None:
+    if isinstance(module, Function):
+        return module.name
+    if isinstance(module, nn.LeakyReLU) and module.negative_slope != LEAK:
+        return None
+    for name, kind in _MODULES.items():
+        if type(module) is kind:
+            return name
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
+        return "flatten"
+    return "" if isinstance(module, nn.Identity | nn.Dropout) else None
+
+
+def _uncovered(path: str, module: nn.Module) -> InputError:
+    where = f"layer {path.rstrip('.')!r}" if path else "the target network"
+    return InputError(f"{where} ({module}) is covered by no construction (valid: {', '.join(COVERED)})")
+
+
+def _affine(layer: Any, kind: str = "", path: str = "") -> Affine:
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    bias = None if layer.bias is None else layer.bias.detach()
+    if isinstance(layer, nn.Linear):
+        return Affine("", "linear", layer.weight.detach(), bias)
+    if not kind:
+        kept = tuple(size // 2 for size in layer.kernel_size)
+        plain_kernel = layer.groups == 1 and layer.dilation == (1, 1) and layer.stride[0] == layer.stride[1]
+        even = any(size % 2 == 0 for size in layer.kernel_size)
+        if even or not plain_kernel or layer.padding != kept or layer.padding_mode not in ("zeros", "circular"):
+            raise _uncovered(path, layer)
+        kind = "conv" if layer.padding_mode == "zeros" else "cyclic"
+    return Affine("", kind, layer.weight.detach(), bias, int(layer.stride[0]))
+
+
+def _folded(node: Node, norm: Any) -> Affine:
+    assert isinstance(node, Affine)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.detach() + norm.eps).rsqrt()
+    shift = -norm.running_mean.detach() * scale
+    if norm.affine:
+        scale, shift = scale * norm.weight.detach(), shift * norm.weight.detach() + norm.bias.detach()
+    bias = shift if node.bias is None else shift + scale * node.bias
+    return replace(node, weight=node.weight * scale.view(-1, *[1] * (node.weight.dim() - 1)), bias=bias)
+
+
+def _named(nodes: Sequence[Node], module: nn.Module) -> Iterator[Node]:
+    """The nodes with the names that their weights have in the state dict."""
+    names = iter([name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)])
+
+    def renamed(node: Node) -> Node:
+        if isinstance(node, Affine):
+            return replace(node, name=f"{next(names)}.weight")
+        if isinstance(node, Residual):
+            body = tuple(map(renamed, node.body))
+            return Residual(body, tuple(map(renamed, node.shortcut)))
+        return node
+
+    return map(renamed, nodes)
+
+
+# --- sources ---
+
+
+class Function(nn.Module):
+    """A layer without weights, by its name in a source's text."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.function = plain(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class SetLayer(nn.Module):
+    """x -> A x + B mean(x) + bias over the members of a set, x (batch, channels, members, 1)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(inputs, outputs, (1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(with_mean(x))
+
+
+class ResidualModule(nn.Module):
+    """body(x) + shortcut(x)."""
+
+    def __init__(self, body: nn.Sequential, shortcut: nn.Sequential) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.shortcut(x)
+
+
+def source(text: str, input_shape: tuple[int, int, int], classes: int) -> Architecture:
+    """The architecture of a text; a sequence of linear layers with ReLUs gets its ordinary name, lenet-W1-W2-..."""
+    if match := re.fullmatch(r"flatten((?:-linear\d+-relu)+)-linear(\d+)", text):
+        widths = re.findall(r"linear(\d+)", match[1])
+        return architecture(f"lenet-{'-'.join(widths)}", input_shape, int(match[2]))
+    return architecture(f"{__name__}:{text}", input_shape, classes)
+
+
+def __getattr__(text: str) -> Any:
+    """The factory of the network that the text describes, for `models.build`."""
+    if text.startswith("__") or not re.match(r"(linear|conv|cyclic|sets|flatten|pool|mean|\()", text):
+        raise AttributeError(f"module {__name__!r} has no attribute {text!r}")
+    return partial(module_of, text)
+
+
+def module_of(text: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The module of a text: layers `linearN`, `convNkHxW[sS]`, `cyclicNkHxW`, `setsN`, relu, leaky, tanh, sigmoid,
+    pool, mean, flatten and residual blocks `(-body-|-shortcut-)`. Raises InputError for any other word."""
+    words = text.split("-")
+    module, shape = _build(words, tuple(input_shape))
+    if words:
+        raise InputError(f"network text {text!r} closes a block that it does not open, at {words[0]!r}")
+    if shape != (classes,):
+        raise InputError(f"network text {text!r} ends in shape {shape}, not in {classes} classes")
+    return module
+
+
+def _build(words: list[str], shape: tuple[int, ...]) -> tuple[nn.Sequential, tuple[int, ...]]:
+    layers: list[nn.Module] = []
+    while words and words[0] not in ("|", ")"):
+        word = words.pop(0)
+        if word == "(":
+            body, after = _build(words, shape)
+            words[:1] = []
+            shortcut, _ = _build(words, shape)
+            words[:1] = []
+            layers.append(ResidualModule(body, shortcut))
+            shape = after
+        elif match := re.fullmatch(r"(linear|sets)(\d+)", word):
+            size = int(match[2])
+            layers.append(nn.Linear(shape[0], size) if match[1] == "linear" else SetLayer(shape[0], size))
+            shape = (size, *shape[1:])
+        elif match := re.fullmatch(r"(conv|cyclic)(\d+)k(\d+)x(\d+)(?:s(\d+))?", word):
+            size, height, width, stride = (int(part or 1) for part in match.groups()[1:])
+            mode: Any = "zeros" if match[1] == "conv" else "circular"
+            padding = (height // 2, width // 2)
+            layers.append(nn.Conv2d(shape[0], size, (height, width), stride, padding, padding_mode=mode))
+            shape = (size, *(math.ceil(side / stride) for side in shape[1:]))
+        elif word == "flatten":
+            layers.append(nn.Flatten())
+            shape = (math.prod(shape),)
+        elif word in _MODULES:
+            layers.append(_MODULES[word]())
+        elif word in ("pool", "mean"):
+            layers.append(Function(word))
+            shape = shape[:1] if word == "mean" else (shape[0], *(max(1, side // 2) for side in shape[1:]))
+        else:
+            raise InputError(f"network text has no layer {word!r} (valid: linearN, convNkHxW, cyclicNkHxW, setsN, "
+                             f"{', '.join(ACTIVATIONS)}, pool, mean, flatten, and blocks in parentheses)")  # fmt: skip
+    return nn.Sequential(*layers), shape

@@ -1,0 +1,1 @@
+"""Which of n random numbers add up to a target, and how many are needed."""

@@ -1,0 +1,1 @@
+"""Universal lottery tickets: functions as masks on random networks."""

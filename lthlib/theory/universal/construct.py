@@ -1,0 +1,307 @@
+r"""Universal tickets: masks on random networks whose features serve a whole family of functions, no weight trained.
+
+After Burkholz, Laha, Mukherjee & Gotovos, "On the Existence of Universal Lottery Tickets" (ICLR 2022, arXiv
+2111.11146) and the code RelationalML/UniversalLT: univariate blocks shared over coordinates, and products through
+logarithm, exponents and exponential, $\prod_i(\frac{1+x_i}{2})^{r_i}=\exp(\sum_i r_i\ln\frac{1+x_i}{2})$. Signs are
+turned so that every value between stages is positive (minus logarithm, $e^{-u}$): a plain ReLU network does for source.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
+from typing import Any
+
+import numpy as np
+
+from lthlib.errors import InputError
+from lthlib.theory.universal import piecewise_linear as lines
+from lthlib.theory.universal.chains import Chain, Stage, UniversalTicket, copy_purpose, draw
+from lthlib.theory.universal.piecewise_linear import Univariate
+from lthlib.theory.universal.univariate import Block, Narrow, Pruning, block_error, subsets, univariate_block
+
+Array = np.ndarray[Any, Any]
+
+POLYNOMIAL_GOAL = 6e-4  # the issue's supremum error for each power
+SINE_GOAL = 1.1e-2
+
+
+@dataclass(frozen=True)
+class Design:
+    """How large the source of a ticket is, and how many pieces its blocks have.
+
+    `inner`, `rows`, `outer`: hidden widths of a univariate block's chain; `linear`: hidden units for each input of a
+    linear stage; `pieces`: of each block in turn.
+    """
+
+    pieces: tuple[int, ...]
+    inner: int = 24
+    rows: int = 200
+    outer: int = 200
+    linear: int = 64
+
+    def chain(self, seed: int, purpose: str, law: str) -> Chain:
+        """The random chain that a univariate block is found in."""
+        return draw(seed, purpose, (1, self.inner, self.rows, self.outer, 1), law)
+
+
+POLYNOMIAL = Design((18, 28))
+SINE = Design((20,))
+
+
+def single_powers(degree: int) -> Array:
+    """Exponents 1 to `degree` of one variable, shape (degree, 1)."""
+    return np.arange(1, degree + 1)[:, None]
+
+
+def monomials(variables: int, degree: int) -> Array:
+    """Exponents of all monomials of total degree 1 to `degree` in so many variables, shape (k, variables), int."""
+    if variables < 1 or degree < 1:
+        raise InputError(f"{variables} variables and degree {degree} make no monomials (valid: whole numbers from 1)")
+    rows = []
+    for total in range(1, degree + 1):
+        for chosen in combinations_with_replacement(range(variables), total):
+            rows.append(np.bincount(chosen, minlength=variables))
+    return np.array(rows)
+
+
+def polynomial_ticket(
+    seed: int,
+    exponents: Array | None = None,
+    *,
+    design: Design = POLYNOMIAL,
+    pruning: Pruning = Pruning(tolerance=6e-5),  # noqa: B008
+    law: str = "uniform",
+    copied: bool = False,
+    goal: float | None = None,
+) -> UniversalTicket:
+    r"""Features $\prod_i((1+x_i)/2)^{r_{ki}}$ for x in [0, 1]^d, one for each row of `exponents` (k, d).
+
+    Default exponents: powers 1 to 4 of one variable. The logarithm's block serves all d inputs and the exponential's
+    all k features, unless `copied`, where each has a block of its own, from draws of its own (the dense form).
+    With `goal`, a part that keeps its block from the goal raises InputError with a width that would do; without it, the
+    ticket lists the targets that missed their tolerance in `failures`. Raises InputError for exponents that are not
+    non-negative whole numbers with at least one positive in each row.
+    """
+    r = single_powers(4) if exponents is None else np.asarray(exponents)
+    if r.ndim != 2 or not r.size or (r < 0).any() or (r != np.round(r)).any() or not (r.sum(axis=1) > 0).all():
+        raise InputError(f"exponents of shape {r.shape} (valid: (k, d), whole numbers from 0, none of the rows all 0)")
+    degree = int(r.sum(axis=1).max())
+    log_pieces, exp_pieces = design.pieces
+    failures: list[str] = []
+    log_function, exp_function = lines.minus_log(degree), lines.decay(degree)
+    # errors of the exponent arrive as |u exp(-u)| delta / r, at most delta / (e r) for a feature of total degree r
+    limits = pruning.tolerance * math.e * r.sum(axis=1) / (r > 0).sum(axis=1)
+    width = design.linear * r.shape[1]
+    linear, missed = linear_chain(
+        draw(seed, "exponents", (r.shape[1], width, len(r)), law), r.astype(float), np.zeros(len(r)), limits, pruning
+    )
+    logs = _blocks(seed, "logarithm", r.shape[1] if copied else 1, log_function, log_pieces, design, pruning, law, goal)
+    exps = _blocks(seed, "exponential", len(r) if copied else 1, exp_function, exp_pieces, design, pruning, law, goal)
+    for name, number in (
+        ("logarithm", sum(block.missed for block in logs)),
+        ("exponents", missed),
+        ("exponential", sum(block.missed for block in exps)),
+    ):
+        if number:
+            failures.append(f"{name}: {number} targets missed their tolerance")
+    kind = "copied" if copied else "shared"
+    stages = (
+        Stage("logarithm", kind, tuple(block.chain for block in logs)),
+        Stage("exponents", "dense", (linear,)),
+        Stage("exponential", kind, tuple(block.chain for block in exps), rectified=False),
+    )
+    return UniversalTicket(seed, law, r.shape[1], stages, tuple(failures))
+
+
+def _blocks(
+    seed: int,
+    purpose: str,
+    copies: int,
+    function: Univariate,
+    pieces: int,
+    design: Design,
+    pruning: Pruning,
+    law: str,
+    goal: float | None,
+) -> list[Block]:
+    """The blocks of one stage, each found in draws of its own."""
+    found = []
+    for copy in range(copies):
+        name = copy_purpose(purpose, copy)
+        if goal is None:
+            found.append(univariate_block(design.chain(seed, name, law), function, pieces, pruning))
+            continue
+        block, error = _attempt(seed, name, function, pieces, design, pruning, law)
+        if block is None or not error <= goal:
+            raise _too_narrow(seed, name, function, pieces, design, pruning, law, goal, error)
+        found.append(block)
+    return found
+
+
+def _attempt(
+    seed: int, name: str, function: Univariate, pieces: int, design: Design, pruning: Pruning, law: str
+) -> tuple[Block | None, float]:
+    lines.checked(function, lowest=0.0)
+    try:
+        block = univariate_block(design.chain(seed, name, law), function, pieces, pruning)
+    except InputError:
+        return None, math.inf
+    return block, block_error(block, function)
+
+
+def _too_narrow(
+    seed: int,
+    name: str,
+    function: Univariate,
+    pieces: int,
+    design: Design,
+    pruning: Pruning,
+    law: str,
+    goal: float,
+    reached: float,
+) -> InputError:
+    """Widens the source by steps of 1.5 until the block succeeds, so that the message can name a width that does."""
+    best = reached
+    wide = design
+    for _ in range(10):
+        wide = Design(wide.pieces, *(math.ceil(1.5 * width) for width in (wide.inner, wide.rows, wide.outer)))
+        _, error = _attempt(seed, name, function, pieces, wide, pruning, law)
+        best = min(best, error)
+        if error <= goal:
+            valid = f"inner {wide.inner}, rows {wide.rows} and outer {wide.outer} would do"
+            break
+        if wide.rows > 2000:
+            valid = f"more than {pieces} pieces: no width up to {wide.rows} does"
+            break
+    else:
+        valid = f"more than {pieces} pieces: no width up to {wide.rows} does"
+    error_text = f"{reached:.3g}" if math.isfinite(reached) else "no candidates at all"
+    return InputError(
+        f"block {name!r} failed in a source of widths {design.inner}, {design.rows}, {design.outer}: "
+        f"best error {error_text}, goal {goal:g} (valid: {valid})"
+    )
+
+
+def function_ticket(
+    seed: int,
+    function: Univariate,
+    *,
+    design: Design = SINE,
+    pruning: Pruning = Pruning(tolerance=1e-3),  # noqa: B008
+    law: str = "uniform",
+    goal: float | None = None,
+) -> UniversalTicket:
+    """A ticket with one univariate block, applied to each coordinate of its input: here sin(2 pi x), or any function.
+
+    `goal` and errors as in `polynomial_ticket`. Raises InputError for a function that is NaN or unbounded and for a
+    domain that begins below 0.
+    """
+    (pieces,) = design.pieces
+    (block,) = _blocks(seed, "function", 1, function, pieces, design, pruning, law, goal)
+    failures = (f"function: {block.missed} targets missed their tolerance",) if block.missed else ()
+    return UniversalTicket(seed, law, 1, (Stage("function", "shared", (block.chain,), rectified=False),), failures)
+
+
+def sine_ticket(seed: int, **options: Any) -> UniversalTicket:
+    r"""The ticket of $\sin 2\pi x$ on [0, 1]; options as in `function_ticket`."""
+    return function_ticket(seed, lines.sine(), **options)
+
+
+def fourier_ticket(
+    seed: int,
+    frequencies: Array,
+    phases: Sequence[float] | Array,
+    *,
+    design: Design | None = None,
+    pruning: Pruning = Pruning(tolerance=1e-3),  # noqa: B008
+    law: str = "uniform",
+    goal: float | None = None,
+) -> UniversalTicket:
+    r"""Features $\sin 2\pi(n_k\cdot x+c_k)$ for x in [0, 1]^d: `frequencies` (k, d) and `phases` (k,), both >= 0.
+
+    One sine block over as many periods as are needed is shared by all features; the linear layer before it is a mask
+    of subset sums too. Default design: 16 pieces a period. (The release has the univariate sine only; the layer before
+    it is our reading of the paper.) Raises InputError for negative or misshapen numbers; `goal` as in
+    `polynomial_ticket`.
+    """
+    n, c = np.asarray(frequencies, float), np.asarray(phases, float)
+    if n.ndim != 2 or not n.size or c.shape != n.shape[:1] or (n < 0).any() or (c < 0).any():
+        raise InputError(
+            f"frequencies {n.shape} and phases {c.shape} (valid: (k, d) and (k,), all 0 or more, so that "
+            "sin(-t) is written with a phase of a half)"
+        )
+    function = lines.sine(float((n.sum(axis=1) + c).max()) + 0.02)
+    if design is None:
+        periods = math.ceil(function.domain[1])
+        design = Design((16 * periods,), rows=200 + 60 * periods, outer=200 + 60 * periods)
+    limits = np.full(len(n), pruning.tolerance / (2 * math.pi)) / ((n > 0).sum(axis=1) + (c > 0))
+    groups = n.shape[1] + int((c > 0).any())
+    source = draw(seed, "frequencies", (n.shape[1], design.linear * groups, len(n)), law)
+    linear, missed = linear_chain(source, n, c, limits, pruning)
+    (block,) = _blocks(seed, "sine", 1, function, design.pieces[0], design, pruning, law, goal)
+    failures = [f"{name}: {number} targets missed their tolerance"
+                for name, number in (("frequencies", missed), ("sine", block.missed)) if number]  # fmt: skip
+    stages = (Stage("frequencies", "dense", (linear,)), Stage("sine", "shared", (block.chain,), rectified=False))
+    return UniversalTicket(seed, law, n.shape[1], stages, tuple(failures))
+
+
+def linear_chain(
+    source: Chain, exponents: Array, constants: Array, limits: Array, pruning: Pruning
+) -> tuple[Chain, int]:
+    """Non-negative numbers `exponents` (k, d) and `constants` (k,) as a mask on a chain d -> hidden -> k.
+
+    Hidden units belong to one input each (or to the constants) and are shared by all outputs; `limits` (k,) bound the
+    error of each number of an output. Returns the masked chain and the number of targets that missed their limit.
+    """
+    hidden, output = source
+    inputs = exponents.shape[1]
+    groups = inputs + int((constants != 0).any())
+    room = len(hidden.bias) // groups
+    keep, keep_bias = np.zeros_like(hidden.keep), np.zeros_like(hidden.keep_bias)
+    keep_output, missed = np.zeros_like(output.keep), 0
+    for group in range(groups):
+        mine = np.arange(group * room, (group + 1) * room)
+        factors = hidden.weight[mine, group] if group < inputs else hidden.bias[mine]
+        mine = mine[factors > 0][: pruning.pool]
+        factors = factors[factors > 0][: pruning.pool]
+        targets = exponents[:, group] if group < inputs else constants
+        rows = np.flatnonzero(targets)
+        if not len(rows):
+            continue
+        if not len(mine):
+            raise Narrow(len(hidden.bias), 8 * groups, f"no unit of a positive factor for input {group}")
+        mask, errors = subsets(output.weight[np.ix_(rows, mine)] * factors, targets[rows], pruning, limits[rows])
+        missed += int((errors > limits[rows]).sum())
+        keep_output[np.ix_(rows, mine)] = mask
+        used = mine[mask.any(axis=0)]
+        if group < inputs:
+            keep[used, group] = True
+        else:
+            keep_bias[used] = True
+    first = replace(hidden, keep=keep, keep_bias=keep_bias)
+    return (first, replace(output, keep=keep_output, keep_bias=np.zeros_like(output.keep_bias))), missed
+
+
+def power_sup_errors(ticket: UniversalTicket, exponents: Array | None = None, points: int = lines.GRID) -> Array:
+    r"""Supremum errors (k,) of the ticket's features against $\prod_i((1+x_i)/2)^{r_{ki}}$.
+
+    One variable: over `points` equally spaced points; several: over as many Sobol points of the cube and its corners.
+    """
+    r = single_powers(4) if exponents is None else np.asarray(exponents)
+    x = cube_points(r.shape[1], points)
+    exact = np.prod(((1 + x[:, None, :]) / 2) ** r, axis=2)
+    return np.abs(ticket.features(x) - exact).max(axis=0)
+
+
+def cube_points(variables: int, points: int) -> Array:
+    """Points (points, variables) of the unit cube: a grid on the line, else Sobol points and (to 2^10) the corners."""
+    if variables == 1:
+        return np.linspace(0, 1, points)[:, None]
+    from scipy.stats import qmc
+
+    drawn = qmc.Sobol(variables, scramble=True, rng=0).random(1 << math.ceil(math.log2(points)))[:points]
+    if variables > 10:
+        return drawn
+    corners = np.stack(np.meshgrid(*[[0.0, 1.0]] * variables), axis=-1).reshape(-1, variables)
+    return np.concatenate([drawn, corners])

@@ -1,0 +1,1 @@
+"""Tickets trained: the recipe, the loop, the stored results."""

@@ -1,0 +1,233 @@
+"""BasisExplorer: turn a layer's weights from the canonical basis into another and watch their energy gather."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as controls
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.figure import FigureBase
+from matplotlib.ticker import FuncFormatter
+from torch import Tensor
+
+from lthlib.basis import Kronecker, energy_curve
+from lthlib.data import Dataset
+from lthlib.errors import InputError, unknown
+from lthlib.evidence.style import BLACK, BLUE, GREY, RED
+from lthlib.ticket import bases_for
+from lthlib.training.loop import Trained
+from lthlib.training.recipe import Recipe
+from lthlib.widgets import loaded, rotation
+from lthlib.widgets.explorer import Explorer, density_slider, dropdown, slider
+from lthlib.widgets.loaded import Loaded, initial
+from lthlib.widgets.scene import Move, coarse, picture_axes, shared
+from lthlib.widgets.ticket_views import RULES, filters
+
+SIZE = (10.8, 3.6)
+WEIGHTS = ("trained", "initial", "training delta")
+POINTS = 80  # of an energy curve
+
+
+@dataclass(frozen=True)
+class BasisFacts:
+    """One layer's energy curves: `canonical`, `now` (on the way) and `there` (in the basis) at `fractions`; pictures.
+
+    `share` is the energy in the largest `density` of the coefficients now; both in [0, 1].
+    """
+
+    readout: str
+    background: Hashable
+    density: float
+    fractions: np.ndarray
+    canonical: np.ndarray
+    now: np.ndarray
+    there: np.ndarray
+    share: float
+    coefficients: np.ndarray
+    weights: np.ndarray
+    rebuilt: np.ndarray
+    title: str
+
+
+@dataclass
+class Turns:
+    """Loaded networks with the paths to their bases, computed once."""
+
+    source: Loaded
+    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def layers(self) -> list[str]:
+        """The prunable tensors."""
+        return list(self.source.dense[0].ticket.masks)
+
+    def rules(self) -> list[str]:
+        """Bases of these networks that act axis by axis, so that they can be turned to."""
+        fit = []
+        for rule in RULES[1:]:
+            try:
+                self.chosen(self.source.seeds[0], rule, self.layers[0])
+                fit.append(rule)
+            except InputError:  # needs an image or even sizes
+                continue
+        return fit
+
+    def weight(self, seed: int, kind: str, layer: str) -> Tensor:
+        """One layer's weights, float64: trained, initial, or what training changed."""
+        if kind not in WEIGHTS:
+            raise unknown("kind of weights", kind, WEIGHTS)
+        if layer not in self.layers:
+            raise unknown("layer", layer, self.layers)
+        run = self.source.run(seed)
+        trained, start = (ticket.coefficients[layer].double() for ticket in (run.ticket, initial(run)))
+        return {"trained": trained, "initial": start, "training delta": trained - start}[kind]
+
+    def chosen(self, seed: int, rule: str, layer: str) -> Kronecker:
+        """A layer's basis. Raises InputError for one that is no product over axes."""
+        if (seed, rule) not in self._kept:
+            run = self.source.run(seed)
+            self._kept[seed, rule] = bases_for(run.ticket, rule, seed, run.ticket.weights())
+        found = self._kept[seed, rule][layer]
+        if not isinstance(found, Kronecker):
+            raise InputError(f"basis {rule!r} is no product over axes, so that nothing turns into it by degrees")
+        return found
+
+    def basis(self, seed: int, rule: str, layer: str) -> tuple[Kronecker, list[rotation.Path | None]]:
+        """A layer's basis and the paths of its axes."""
+        key = (seed, rule, layer)
+        if key not in self._kept:
+            found = self.chosen(seed, rule, layer)
+            self._kept[key] = found, rotation.paths(found)
+        return self._kept[key]
+
+
+def basis_facts(
+    turns: Turns, *, basis: str, turn: float, layer: str, weights: str, density: float, seed: int
+) -> BasisFacts:
+    """Energy of one layer's coefficients `turn` (0 to 1) of the way from canonical to `basis`.
+
+    `density` is the share of largest coefficients that is kept in the rebuilt weights. Raises InputError for a turn or
+    density out of range and for unknown names.
+    """
+    if not 0 <= turn <= 1:
+        raise InputError(f"turn {turn} is not between 0 (canonical) and 1 (the basis)")
+    weight = turns.weight(seed, weights, layer)
+    target, along = turns.basis(seed, basis, layer)
+    half = rotation.partway(target, along, turn)
+    coefficients = half.analyse(weight)
+    rebuilt = half.synthesise(rotation.largest(coefficients, density))
+    fractions, curves = None, []
+    for values in (weight, coefficients, target.analyse(weight)):
+        at, energy = energy_curve([values])
+        chosen = np.unique(np.geomspace(1, len(at), POINTS).round().astype(int)) - 1
+        fractions = at.numpy()[chosen]
+        curves.append(energy.numpy()[chosen])
+    assert fractions is not None
+    shares = [float(np.interp(density, fractions, curve)) for curve in curves]
+    readout = (
+        f"{layer}, {weights}: the largest {100 * density:.3g} % of coefficients hold {100 * shares[1]:.1f} % of the "
+        f"energy at {100 * turn:.0f} % of the way to {basis}; canonical {100 * shares[0]:.1f} %, "
+        f"{basis} {100 * shares[2]:.1f} %"
+        + (" (a basis fitted to the trained weights)" if basis.startswith("svd") else "")
+    )
+    shape = tuple(turns.source.dataset.input_shape)
+    return BasisFacts(
+        readout=readout,
+        background=(basis, layer, weights, seed),
+        density=density,
+        fractions=fractions,
+        canonical=curves[0],
+        now=curves[1],
+        there=curves[2],
+        share=shares[1],
+        coefficients=coarse(_flat(coefficients.abs()), 100),
+        weights=filters(weight.numpy(), shape),
+        rebuilt=filters(rebuilt.numpy(), shape),
+        title=basis,
+    )
+
+
+def _flat(values: Tensor) -> np.ndarray:
+    return values.numpy() if values.dim() == 2 else values.permute(0, 2, 1, 3).flatten(0, 1).flatten(1).numpy()
+
+
+def draw_basis(figure: FigureBase, facts: BasisFacts) -> Move:
+    """Energy curves, magnitudes of the coefficients, weights, and weights rebuilt from the largest coefficients."""
+    axes = figure.add_axes((0.06, 0.17, 0.33, 0.66))
+    axes.set(xscale="log", xlim=(facts.fractions[0], 1), ylim=(0, 1.02))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+    axes.minorticks_off()
+    axes.plot(facts.fractions, facts.canonical, color=BLACK, linestyle="--", label="canonical")
+    axes.plot(facts.fractions, facts.there, color=GREY, linestyle=":", label=facts.title)
+    axes.set(xlabel="largest coefficients, % of all (log)", ylabel="energy they hold, %")
+    axes.set_title("Energy compaction")
+    (curve,) = axes.plot([], [], color=BLUE, linewidth=2.2, label="on the way")
+    (mark,) = axes.plot([], [], "o", mfc="none", mec=RED, mew=2, ms=9)
+    axes.legend(loc="upper left", fontsize=8)
+    left = picture_axes(figure, (0.42, 0.08, 0.18, 0.74), "magnitude of coefficients")
+    magnitudes = left.imshow(facts.coefficients, cmap="gray_r", interpolation="nearest", aspect="auto", vmin=0)
+    extent = float(np.nanmax(np.abs(facts.weights))) or 1.0
+    scale: dict[str, Any] = {"cmap": "PuOr", "vmin": -extent, "vmax": extent, "interpolation": "nearest"}
+    picture_axes(figure, (0.63, 0.08, 0.17, 0.74), "weights").imshow(facts.weights, **scale)
+    rebuilt = picture_axes(figure, (0.82, 0.08, 0.17, 0.74), "from the largest").imshow(facts.rebuilt, **scale)
+
+    def move(now: BasisFacts) -> Sequence[Artist]:
+        curve.set_data(now.fractions, now.now)
+        mark.set_data([now.density], [now.share])
+        magnitudes.set_data(now.coefficients)
+        magnitudes.set_clim(0, float(now.coefficients.max()) or 1.0)
+        rebuilt.set_data(now.rebuilt)
+        return (curve, mark, magnitudes, rebuilt)
+
+    return move
+
+
+class BasisExplorer(Explorer):
+    """A layer's weights turned by degrees from the canonical basis into any other that acts axis by axis.
+
+    Arguments as in `TicketExplorer`; with nothing given, small networks are trained first.
+    """
+
+    def __init__(
+        self,
+        dense: Sequence[Trained] | None = None,
+        dataset: Dataset | None = None,
+        recipe: Recipe | None = None,
+        source: Loaded | None = None,
+    ) -> None:
+        self.turns = Turns(source or loaded.loaded(dense, dataset, recipe))
+        rules = self.turns.rules()
+        if not rules:
+            raise InputError(f"no basis but the canonical one fits {self.turns.source.dense[0].ticket.architecture}")
+        self.first = "svd" if "svd" in rules else rules[0]
+        first = {
+            "basis": self.first,
+            "turn": 1.0,
+            "layer": self.turns.layers[0],
+            "weights": "trained",
+            "density": 0.1,
+            "seed": self.turns.source.seeds[0],
+        }
+        examples = shared(first, {"turn": 0.0}, {"turn": 0.5}, {"turn": 1.0})
+        super().__init__("Basis explorer", self._controls, self._facts, draw_basis, SIZE, examples)
+
+    @classmethod
+    def of_run(cls, folder: Path | str, data_dir: Path | str = "data") -> "BasisExplorer":
+        """The explorer of a finished run's folder; see `loaded.of_run`."""
+        return cls(source=loaded.of_run(folder, data_dir))
+
+    def _facts(self, **settings: Any) -> BasisFacts:
+        return basis_facts(self.turns, **settings)
+
+    def _controls(self) -> dict[str, controls.Widget]:
+        return {
+            "turn": slider("turn to basis", 0, 1, 1, 0.05),
+            "basis": dropdown("basis", self.turns.rules(), self.first),
+            "density": density_slider(),
+            "layer": dropdown("layer", self.turns.layers),
+            "weights": dropdown("weights", WEIGHTS),
+            "seed": dropdown("seed", self.turns.source.seeds),
+        }
