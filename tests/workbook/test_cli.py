@@ -11,7 +11,7 @@ from lthlib.workbook import cli, paths
 from lthlib.workbook import run as runner
 from lthlib.workbook.run import Outcome
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "notebooks"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "notebooks"
 Lth = Callable[..., tuple[int, str, str]]
 
 

@@ -24,7 +24,7 @@ from lthlib.ticket import Ticket, _digest, initial_tickets
 from lthlib.workbook import profiles, sweep
 from lthlib.workbook.notebooks import Notebook, read
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "notebooks"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "notebooks"
 OK, SLOW = read(FIXTURES / "ok.ipynb"), read(FIXTURES / "slow.ipynb")
 TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict}
 

@@ -16,7 +16,7 @@ from lthlib.workbook.plain_yaml import read_yaml
 from lthlib.workbook.plan import longest_first, plan
 from lthlib.workbook.run import Task
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "notebooks"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "notebooks"
 TYPES = ("bool", "int", "float", "str", "list", "dict", "list[int]", "list[float]", "list[str]", "dict[str, float]")
 
 

@@ -11,7 +11,7 @@ from lthlib.workbook import ray_engine
 from lthlib.workbook.ray_engine import progress
 from lthlib.workbook.run import Task
 
-SLOW = Path(__file__).parents[2] / "fixtures" / "notebooks" / "slow.ipynb"
+SLOW = Path(__file__).parents[1] / "fixtures" / "notebooks" / "slow.ipynb"
 
 
 def test_without_ray_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from lthlib.workbook import cli, manifest, remote
 from lthlib.workbook import run as runner
 from lthlib.workbook.run import Outcome, run_notebook, run_task
 
-OK = Path(__file__).parents[2] / "fixtures" / "notebooks" / "ok.ipynb"
+OK = Path(__file__).parents[1] / "fixtures" / "notebooks" / "ok.ipynb"
 
 
 @pytest.fixture(params=["memory", "file"])

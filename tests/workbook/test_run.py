@@ -21,7 +21,7 @@ from lthlib.workbook.paths import project_path, project_root
 from lthlib.workbook.report import profile_folders, run_folders, write_index
 from lthlib.workbook.run import Outcome, Task, check_device, run_all, run_notebook
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "notebooks"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "notebooks"
 
 
 def run(name: str, folder: Path, force: bool = False, **parameters: object) -> Outcome:

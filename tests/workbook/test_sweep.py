@@ -19,7 +19,7 @@ from lthlib.workbook import run as runner
 from lthlib.workbook.run import Outcome
 from lthlib.workbook.status import Board, failures, status, summary, watch
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "notebooks"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "notebooks"
 OK, SLOW, BROKEN = (str(FIXTURES / f"{name}.ipynb") for name in ("ok", "slow", "broken"))
 
 
