@@ -2,11 +2,13 @@
 
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ VALID_DATASETS = ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "cifa
 SPLITS = ("train", "validation", "test")
 VALIDATION = 5_000
 PADDING = 4
+_deriving = Lock()
 _TORCHVISION = {
     "mnist": ("MNIST", "MNIST/raw", "none"),
     "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw", "none"),
@@ -31,6 +34,22 @@ _TORCHVISION = {
     "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat", "crop"),
 }
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; asking for a CUDA device that is absent is an InputError."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise unknown("device", str(device), ("auto", "cpu", "cuda", "cuda:0")) from error
+    if picked.type not in ("cpu", "cuda"):
+        raise unknown("device", str(device), ("auto", "cpu", "cuda", "cuda:0"))
+    if picked.type == "cuda" and (picked.index or 0) >= (count := torch.cuda.device_count()):
+        there = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(count))])
+        raise InputError(f"device {str(device)!r} is not there: {count} CUDA devices (valid: {there})")
+    return picked
 
 
 @dataclass(frozen=True)
@@ -57,6 +76,8 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: str
+    # Last what was derived from these very images: the three splits as networks of one kind read them.
+    _derived: OrderedDict[object, Tensor] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -71,8 +92,16 @@ class Dataset:
             return self.name
         return Path(self.name.removeprefix("folder:")).expanduser().resolve().name
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images are, and so where tickets are trained on them."""
+        return self.train.images.device
+
     def to(self, device: torch.device | str) -> "Dataset":
-        """The same data on `device`."""
+        """The same data on `device`: auto, cpu, cuda, cuda:1, ... (`pick_device`); itself if it is there already."""
+        device = pick_device(device)
+        if device == self.device:
+            return self
         train, validation, test = (
             Split(split.images.to(device), split.labels.to(device))
             for split in (self.train, self.validation, self.test)
@@ -85,6 +114,20 @@ class Dataset:
             Split(change(split.images).contiguous(), split.labels) for split in (self.train, self.validation, self.test)
         )
         return replace(self, name=name, train=train, validation=validation, test=test)
+
+    def derived(self, key: object, derive: Callable[[], Tensor]) -> Tensor:
+        """What `derive` gave when it was last asked for `key`, kept for the last three; not to be written to.
+
+        To turn MNIST into a basis takes as long as an epoch on it, and all levels of a pruning chain read the same.
+        """
+        # Stacks beside each other ask for the same: the first makes it, the others wait.
+        with _deriving:
+            if key not in self._derived:
+                self._derived[key] = derive()
+            self._derived.move_to_end(key)
+            while len(self._derived) > len(SPLITS):
+                self._derived.popitem(last=False)
+            return self._derived[key]
 
     def normalise(self, images: Tensor) -> Tensor:
         """(images - mean) / std per channel, float32, for images (N, C, H, W) in raw pixel units on any device."""
@@ -107,8 +150,9 @@ def load(
     train_size: int | None = None,
     validation_size: int | None = None,
     download: bool = True,
+    device: str | torch.device = "auto",
 ) -> Dataset:
-    """The data set called `name`, read from `data_dir`, downloaded into it if missing and `download`.
+    """The data set called `name` on `device`, read from `data_dir`, downloaded into it if missing and `download`.
 
     The validation split is a fixed class-stratified part of the training images (5,000; digits 297; a folder
     min(5000, 10 %)), the same for every replicate. `train_size` and `validation_size` take the first so many of a
@@ -130,7 +174,7 @@ def load(
     train = _first(train, train_size, "train_size", f"training images of {name!r}")
     validation = _first(validation, validation_size, "validation_size", f"validation images of {name!r}")
     classes = 1 + int(max(train.labels.max(), test.labels.max()))
-    return Dataset(name, train, validation, test, classes, *_moments(train.images), augmentation)
+    return Dataset(name, train, validation, test, classes, *_moments(train.images), augmentation).to(device)
 
 
 def _first(split: Split, size: int | None, parameter: str, what: str) -> Split:

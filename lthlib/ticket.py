@@ -37,6 +37,8 @@ class Ticket:
     - `bases`, `coefficients`, `masks`: one entry per prunable tensor (weights of convolution and linear layers), in
       the network's order; coefficients are floating point, masks boolean, both of the tensor's own shape.
     - `rest`: all other state (biases, normalisation, buffers), never pruned.
+    - `seed`: the replicate that it is of, which fixes its data order, its controls and all else that is drawn for it;
+      not part of its content, so outside its digest.
     - `off`: what a pruned coefficient is: `"zero"`, or `"init"`, held at its value in `coefficients`
       (random subspaces of Li et al. 2018, intrinsic dimension).
     """
@@ -47,6 +49,7 @@ class Ticket:
     masks: State
     rest: State = field(default_factory=dict)
     off: Literal["zero", "init"] = "zero"
+    seed: int = 0
 
     @property
     def kept(self) -> int:
@@ -130,7 +133,8 @@ class Ticket:
 
         description, tensors = self._described()
         # In the order of the layers, which breaks ties and orders random draws: a loaded ticket must have the same.
-        header = {"ticket": json.dumps(description | {"digest": _digest(tensors, description)})}
+        marks = {"digest": _digest(tensors, description), "seed": self.seed}
+        header = {"ticket": json.dumps(description | marks)}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
     def digest(self) -> str:
@@ -173,9 +177,10 @@ class Ticket:
             if header is None:
                 raise InputError(f"{str(path)!r} holds tensors but no ticket (write one with Ticket.save)")
             description = json.loads(header)
+            seed = description.pop("seed", 0)
             if description.pop("digest") != _digest(tensors, description):
                 raise InputError(f"ticket file {str(path)!r} is damaged: its content differs from its digest")
-            ticket = _assemble(description, tensors)
+            ticket = replace(_assemble(description, tensors), seed=seed)
             _refuse_misfit(ticket)
             return ticket
         except InputError:
@@ -187,8 +192,13 @@ class Ticket:
             raise InputError(f"ticket file {str(path)!r} is truncated or damaged ({error})") from error
 
 
-def dense_ticket(architecture: Architecture, state: State, bases: Mapping[str, Basis] | None = None) -> Ticket:
-    """The ticket of density 1 with the weights of a full `state_dict`, analysed in `bases` (default: canonical)."""
+def dense_ticket(
+    architecture: Architecture, state: State, bases: Mapping[str, Basis] | None = None, seed: int = 0
+) -> Ticket:
+    """The ticket of density 1 with the weights of a full `state_dict`, analysed in `bases` (default: canonical).
+
+    `seed` is the replicate that the state is of.
+    """
     names = prunable(architecture)
     weights = {name: state[name] for name in names}
     if bases is None:
@@ -199,6 +209,7 @@ def dense_ticket(architecture: Architecture, state: State, bases: Mapping[str, B
         coefficients={name: bases[name].analyse(weight) for name, weight in weights.items()},
         masks={name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()},
         rest={name: tensor for name, tensor in state.items() if name not in weights},
+        seed=seed,
     )
 
 
@@ -311,7 +322,10 @@ def initial_tickets(
     architecture: Architecture, seeds: Sequence[int], scheme: str = "kaiming_normal", stream: str = ""
 ) -> list[Ticket]:
     """The dense canonical ticket of each seed's initial weights; `stream` names a draw other than the first."""
-    return [dense_ticket(architecture, initial_state(architecture, _redrawn(seed, stream), scheme)) for seed in seeds]
+    return [
+        dense_ticket(architecture, initial_state(architecture, _redrawn(seed, stream), scheme), seed=seed)
+        for seed in seeds
+    ]
 
 
 def _redrawn(seed: int, stream: str) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
-from lthlib.finders import find as saliency
+from lthlib.finders.find import find
 from lthlib.masks.controls import random_masks
 from lthlib.masks.counts import counts_of, kept_count
 from lthlib.masks.topk import keep_top
@@ -36,13 +36,11 @@ def train_dynamic(
     density: float,
     method: str,
     recipe: Recipe,
-    dataset: Dataset,
-    seeds: Sequence[int],
+    data: Dataset,
     *,
     allocation: str = "erk",
     start_step: int = 0,
     snapshots: Sequence[int] = (),
-    device: str = "auto",
     store: Store | None = None,
     progress: str = "",
     **options: Any,
@@ -50,7 +48,7 @@ def train_dynamic(
     """Trains dense `tickets` to exactly round(density x prunable) coefficients each, by `method`, memoised in `store`.
 
     `method` is a name in METHODS: "set" and "rigl" are sparse from the first step, with random masks of layer counts
-    by `allocation` (erk, er or uniform) drawn from `seeds`; "gmp" starts dense and prunes. `options` are fields of the
+    by `allocation` (erk, er or uniform) drawn by the tickets' seeds; "gmp" starts dense and prunes. `options` are fields of the
     method's rule (`DropAndGrow`: interval, drop_fraction, decay, end; `GradualPruning`: interval, begin, end, scope).
     `Trained.ticket` has the final mask; the tickets that training starts from are those of `starting_tickets`. To go on
     from masks of one's own, call `train` with a rule as `mask_updates`. Other arguments as in `train`. Raises
@@ -59,37 +57,32 @@ def train_dynamic(
     longer training is the recipe's epochs times M); Zhu & Gupta (arXiv 1710.01878, equation 1).
     """
     rule = rule_for(method, density, **options)
-    total = recipe.steps(len(dataset.train.labels))
+    total = recipe.steps(len(data.train.labels))
     if isinstance(rule, GradualPruning) and start_step >= rule.last_step(total):
         raise InputError(
             f"gradual pruning ends at step {rule.last_step(total)}, so it cannot start at start_step {start_step}"
         )
     return train(
-        starting_tickets(tickets, density, method, seeds, allocation=allocation), recipe, dataset, seeds,
-        start_step=start_step, snapshots=snapshots, mask_updates=rule, device=device, store=store, progress=progress,
+        starting_tickets(tickets, density, method, allocation=allocation), recipe, data,
+        start_step=start_step, snapshots=snapshots, mask_updates=rule, store=store, progress=progress,
     )  # fmt: skip
 
 
 def starting_tickets(
-    tickets: Sequence[Ticket], density: float, method: str, seeds: Sequence[int], *, allocation: str = "erk"
+    tickets: Sequence[Ticket], density: float, method: str, *, allocation: str = "erk"
 ) -> list[Ticket]:
     """The tickets as `train_dynamic` starts them: under random masks for "set" and "rigl", as they are for "gmp"."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     if allocation not in ALLOCATIONS:
         raise unknown("allocation", allocation, ALLOCATIONS)
-    if len(tickets) != len(seeds):
-        raise InputError(f"{len(tickets)} tickets need as many seeds, found {len(seeds)}")
     kept_count(density, 1)
     for ticket in tickets:
         if ticket.kept != ticket.prunable:
             raise InputError(f"{method!r} starts from dense tickets, found one of density {ticket.density:.4g}")
     if method == "gmp":
         return list(tickets)
-    return [
-        saliency.find(ticket, density, allocation, seed=seed, device="cpu")
-        for ticket, seed in zip(tickets, seeds, strict=True)
-    ]
+    return [find(ticket, density, allocation) for ticket in tickets]
 
 
 def rule_for(method: str, density: float, **options: Any) -> "DropAndGrow | GradualPruning":

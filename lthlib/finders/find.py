@@ -6,10 +6,8 @@ for all: the highest, or drawn in proportion to the scores, which is how the ske
 arXiv 2305.17559). Everything here works in any basis of the ticket in which the score makes sense.
 """
 
-import inspect
-from collections.abc import Callable
-from dataclasses import fields, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
@@ -28,38 +26,40 @@ from lthlib.finders.scores import (
 from lthlib.finders.synflow import synflow_masks, synflow_scores
 from lthlib.randomness import generator, stream_seed
 from lthlib.ticket import State, Ticket
-from lthlib.training.train import pick_device
 
 
-def find(
-    ticket: Ticket,
-    density: float,
-    method: str,
-    dataset: Dataset | None = None,
-    seed: int = 0,
-    *,
-    device: str = "auto",
-    **options: object,
-) -> Ticket:
-    """The ticket with a mask of exactly round(density x prunable) coefficients found by `method`, on the CPU.
+@dataclass(frozen=True)
+class Method:
+    """A row of METHODS: a function of (ticket, density, data, sampling, **options), the options that make it this
+    method, those that are the caller's, and whether it reads data."""
 
-    `method` is a name in METHODS; `dataset` is needed by those in NEEDS_DATA (unless `corruption="gaussian"`); `seed`
-    is the replicate's. `options` are fields of `Sampling` and the method's own (see its function). Only survivors of
-    the ticket's own mask are kept. Raises InputError for unknown names and options, a density out of (0, 1] or above
-    the ticket's, missing data, and scores that are NaN, or zero for a whole layer.
+    prune: Callable[..., Ticket]
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    needs_data: bool = False
+
+
+def find(ticket: Ticket, density: float, method: str, data: Dataset | None = None, **options: object) -> Ticket:
+    """The ticket with a mask of exactly round(density x prunable) coefficients found by `method`.
+
+    `method` is a name in METHODS; `data`, on whose device the scores are computed, is needed by those in NEEDS_DATA
+    (unless `corruption="gaussian"`). All draws are the ticket's seed's. `options` are fields of `Sampling` and the
+    method's own (see its function). Only survivors of the ticket's own mask are kept. Raises InputError for unknown
+    names and options, a density out of (0, 1] or above the ticket's, missing data, and scores that are NaN, or zero
+    for a whole layer.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    finder = METHODS[method]
-    sampler = {field.name for field in fields(Sampling)}
-    own = set(inspect.signature(finder).parameters) - {"ticket", "density", "dataset", "seed", "sampling", "name"}
+    row = METHODS[method]
+    sampler = {option.name for option in fields(Sampling)}
     for name in options:
-        if name not in sampler | own:
-            raise unknown(f"option of method {method!r}", name, sorted(sampler | own))
+        if name not in sampler | set(row.options):
+            raise unknown(f"option of method {method!r}", name, sorted(sampler | set(row.options)))
     sampling = Sampling(**{name: value for name, value in options.items() if name in sampler})  # type: ignore[arg-type]
     rest = {name: value for name, value in options.items() if name not in sampler}
-    found = finder(ticket.to(pick_device(device)), density, dataset, seed, sampling, **rest)
-    return found.to("cpu")
+    home = next(iter(ticket.masks.values())).device
+    scored = ticket if data is None else ticket.to(data.device)
+    return row.prune(scored, density, data, sampling, **{**row.fixed, **rest}).to(home)
 
 
 # ------------------------------------------------------------------------------------------------------- the methods
@@ -68,8 +68,7 @@ def find(
 def random(
     ticket: Ticket,
     density: float,
-    dataset: Dataset | None = None,
-    seed: int = 0,
+    data: Dataset | None = None,
     sampling: Sampling = TOP,
     *,
     scope: str = "global",
@@ -78,23 +77,22 @@ def random(
     if scope != "global" and sampling.scope not in ("global", scope):
         raise InputError(f"a random mask cannot have layer counts by both {scope!r} and {sampling.scope!r}")
     scope = sampling.scope if scope == "global" else scope
-    source = generator(seed, "saliency", "random")
+    source = generator(ticket.seed, "saliency", "random")
     chosen = replace(sampling, scope=scope, draw="topk", invert=False, reweight=False)
-    return pruned("random", lambda t: random_scores(t, source), ticket, density, seed, chosen)
+    return pruned("random", lambda t: random_scores(t, source), ticket, density, chosen)
 
 
 def magnitude(
-    ticket: Ticket, density: float, dataset: Dataset | None = None, seed: int = 0, sampling: Sampling = TOP
+    ticket: Ticket, density: float, data: Dataset | None = None, sampling: Sampling = TOP
 ) -> Ticket:
     """The largest coefficients as they stand, |c|; no data."""
-    return pruned("magnitude", magnitude_scores, ticket, density, seed, sampling)
+    return pruned("magnitude", magnitude_scores, ticket, density, sampling)
 
 
 def snip(
     ticket: Ticket,
     density: float,
-    dataset: Dataset | None = None,
-    seed: int = 0,
+    data: Dataset | None = None,
     sampling: Sampling = TOP,
     *,
     iterations: int = 1,
@@ -109,20 +107,19 @@ def snip(
     """
     name = "force" if revive else "snip" if iterations == 1 else "iterative-snip"
     images, labels = pruning_data(
-        ticket, dataset, seed, name=name, examples_per_class=examples_per_class, corruption=corruption
+        ticket, data, name=name, examples_per_class=examples_per_class, corruption=corruption
     )
 
     def score(current: Ticket) -> State:
         return (force_scores if revive else snip_scores)(current, images, labels, norm=norm)
 
-    return pruned(name, score, ticket, density, seed, sampling, iterations, revive)
+    return pruned(name, score, ticket, density, sampling, iterations, revive)
 
 
 def grasp(
     ticket: Ticket,
     density: float,
-    dataset: Dataset | None = None,
-    seed: int = 0,
+    data: Dataset | None = None,
     sampling: Sampling = TOP,
     *,
     absolute: bool = False,
@@ -135,21 +132,20 @@ def grasp(
     """GraSP (`grasp_scores`); `absolute` keeps the largest magnitudes of its scores instead, another method."""
     name = "grasp-abs" if absolute else "grasp"
     images, labels = pruning_data(
-        ticket, dataset, seed, name=name, examples_per_class=examples_per_class, corruption=corruption
+        ticket, data, name=name, examples_per_class=examples_per_class, corruption=corruption
     )
 
     def score(current: Ticket) -> State:
         scores = grasp_scores(current, images, labels, norm=norm, divide_logits=divide_logits)
         return {tensor: value.abs_() for tensor, value in scores.items()} if absolute else scores
 
-    return pruned(name, score, ticket, density, seed, sampling, iterations)
+    return pruned(name, score, ticket, density, sampling, iterations)
 
 
 def synflow(
     ticket: Ticket,
     density: float,
-    dataset: Dataset | None = None,
-    seed: int = 0,
+    data: Dataset | None = None,
     sampling: Sampling = TOP,
     *,
     iterations: int = 100,
@@ -159,7 +155,7 @@ def synflow(
         return ticket.with_masks(synflow_masks(ticket, wanted_counts(ticket, density, iterations)))
     # Converted once: the scores are in float64, and float32 values come back from it unchanged.
     double = replace(ticket, coefficients={name: c.double() for name, c in ticket.coefficients.items()})
-    found = pruned("synflow", synflow_scores, double, density, seed, sampling, iterations)
+    found = pruned("synflow", synflow_scores, double, density, sampling, iterations)
     back = {name: found.coefficients[name].to(c.dtype) for name, c in ticket.coefficients.items()}
     return replace(found, coefficients=back)
 
@@ -167,8 +163,7 @@ def synflow(
 def ntk_sap(
     ticket: Ticket,
     density: float,
-    dataset: Dataset | None = None,
-    seed: int = 0,
+    data: Dataset | None = None,
     sampling: Sampling = TOP,
     *,
     iterations: int = 20,
@@ -182,16 +177,15 @@ def ntk_sap(
 
     def score(current: Ticket) -> State:
         # The survivors' count names the iteration, so that "matched" sees the same draws in both of its runs.
-        return ntk_sap_scores(current, stream_seed(seed, "ntk-sap", current.kept), **own)  # type: ignore[arg-type]
+        return ntk_sap_scores(current, stream_seed(ticket.seed, "ntk-sap", current.kept), **own)  # type: ignore[arg-type]
 
-    return pruned("ntk-sap", score, ticket, density, seed, sampling, iterations)
+    return pruned("ntk-sap", score, ticket, density, sampling, iterations)
 
 
 def ntk_sketch(
     ticket: Ticket,
     density: float,
-    dataset: Dataset | None = None,
-    seed: int = 0,
+    data: Dataset | None = None,
     sampling: Sampling = TOP,
     *,
     probes: int | None = 6,
@@ -201,42 +195,45 @@ def ntk_sketch(
 ) -> Ticket:
     """The sketch score of the linearised network (`ntk_sketch_scores`); `probes=None` is exact, for small networks."""
     images, _ = pruning_data(
-        ticket, dataset, seed, name="ntk-sketch", examples_per_class=examples_per_class, corruption=corruption
+        ticket, data, name="ntk-sketch", examples_per_class=examples_per_class, corruption=corruption
     )
 
     def score(current: Ticket) -> State:
-        source = generator(seed, "saliency", "probes")
+        source = generator(ticket.seed, "saliency", "probes")
         return ntk_sketch_scores(current, images, probes=probes, source=source, norm=norm)
 
-    return pruned("ntk-sketch", score, ticket, density, seed, sampling)
+    return pruned("ntk-sketch", score, ticket, density, sampling)
 
 
 def phew(
-    ticket: Ticket, density: float, dataset: Dataset | None = None, seed: int = 0, sampling: Sampling = TOP
+    ticket: Ticket, density: float, data: Dataset | None = None, sampling: Sampling = TOP
 ) -> Ticket:
     """Paths of higher edge weights (`paths.phew_masks`); no data. It is a draw itself, so `sampling` must be TOP."""
     if sampling != TOP:
         raise InputError("method 'phew' draws its mask by walks and takes no sampling options")
-    source = generator(seed, "saliency", "phew")
+    source = generator(ticket.seed, "saliency", "phew")
     (count,) = wanted_counts(ticket, density)
     return ticket.with_masks(phew_masks(ticket, count, source))
 
 
-METHODS: dict[str, Callable[..., Ticket]] = {
-    "random": random,
-    "uniform": partial(random, scope="uniform"),
-    "er": partial(random, scope="er"),
-    "erk": partial(random, scope="erk"),
-    "smart-ratio": partial(random, scope="smart-ratio"),
-    "magnitude": magnitude,
-    "snip": snip,
-    "iterative-snip": partial(snip, iterations=10),
-    "force": partial(snip, iterations=10, revive=True),
-    "grasp": grasp,
-    "grasp-abs": partial(grasp, absolute=True),
-    "synflow": synflow,
-    "phew": phew,
-    "ntk-sap": ntk_sap,
-    "ntk-sketch": ntk_sketch,
+SCORED = ("norm", "examples_per_class", "corruption")
+METHODS: dict[str, Method] = {
+    "random": Method(random),
+    "uniform": Method(random, {"scope": "uniform"}),
+    "er": Method(random, {"scope": "er"}),
+    "erk": Method(random, {"scope": "erk"}),
+    "smart-ratio": Method(random, {"scope": "smart-ratio"}),
+    "magnitude": Method(magnitude),
+    "snip": Method(snip, options=("iterations", "revive", *SCORED), needs_data=True),
+    "iterative-snip": Method(snip, {"iterations": 10}, ("iterations", "revive", *SCORED), needs_data=True),
+    "force": Method(snip, {"iterations": 10, "revive": True}, ("iterations", "revive", *SCORED), needs_data=True),
+    "grasp": Method(grasp, options=("absolute", "iterations", "divide_logits", *SCORED), needs_data=True),
+    "grasp-abs": Method(
+        grasp, {"absolute": True}, ("absolute", "iterations", "divide_logits", *SCORED), needs_data=True
+    ),
+    "synflow": Method(synflow, options=("iterations",)),
+    "phew": Method(phew),
+    "ntk-sap": Method(ntk_sap, options=("iterations", "redraws", "examples", "perturbation", "scheme")),
+    "ntk-sketch": Method(ntk_sketch, options=("probes", *SCORED), needs_data=True),
 }
-NEEDS_DATA = ("snip", "iterative-snip", "force", "grasp", "grasp-abs", "ntk-sketch")
+NEEDS_DATA = tuple(name for name, method in METHODS.items() if method.needs_data)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lthlib.errors import InputError, unknown
 from lthlib.masks import counts as allocation
-from lthlib.masks.controls import invert as invert_
+from lthlib.masks.controls import invert as inverted
 from lthlib.masks.controls import random_masks
 from lthlib.masks.counts import counts_of, kept_count
 from lthlib.masks.draws import DRAWS, sample, sample_reweighted
-from lthlib.masks.draws import positive as positive_
+from lthlib.masks.draws import positive as made_positive
 from lthlib.masks.topk import Count, check_scores, keep_top
 from lthlib.models.architecture import output_layer
 from lthlib.randomness import generator
@@ -151,7 +151,7 @@ def select(
     }
     live = {name: _gathered(scores[name].detach(), place) for name, place in places.items()}
     if sampling.invert:
-        live = invert_(live)
+        live = inverted(live)
     count = _layer_counts(ticket, live, count, sampling)
     factors: State = {}
     if sampling.draw == "topk":
@@ -216,7 +216,7 @@ def _drawn(live: State, count: Count, sampling: Sampling, source: torch.Generato
         if sampling.signed == "clamp":
             live = {name: score.clamp(min=0) for name, score in live.items()}
         else:
-            live = positive_(live, sampling.signed)
+            live = made_positive(live, sampling.signed)
     kept = _exhausted(live, count, source) if 0 < sampling.temperature < torch.inf else {}
     rest = {name: score for name, score in live.items() if name not in kept}
     if not rest:
@@ -262,20 +262,19 @@ def pruned(
     score: Score,
     ticket: Ticket,
     density: float,
-    seed: int,
     sampling: Sampling = TOP,
     iterations: int = 1,
     revive: bool = False,
 ) -> Ticket:
     """The last ticket of `prune_by` on the exponential schedule, of exactly round(density x prunable) coefficients.
 
-    `name` is the method's, for messages and for its stream of draws from `seed`. "matched" first runs the method's own
-    top-k, and draws with its counts at each iteration.
+    `name` is the method's, for messages and for its stream of draws from the ticket's seed. "matched" first runs the
+    method's own top-k, and draws with its counts at each iteration.
     """
     counts: Sequence[Count] = wanted_counts(ticket, density, iterations)
     run = partial(prune_by, score, ticket, name=name, revive=revive)
     if sampling.scope == "matched" and sampling.draw != "topk":
         plain = replace(sampling, draw="topk", scope="global", reweight=False)
         counts = [counts_of(step.masks) for step in run(counts, plain)]
-    *_, last = run(counts, sampling, generator(seed, "saliency", name, "draw"))
+    *_, last = run(counts, sampling, generator(ticket.seed, "saliency", name, "draw"))
     return last

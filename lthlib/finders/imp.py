@@ -98,11 +98,9 @@ class Level:
 def train_dense(
     tickets: Sequence[Ticket],
     recipe: Recipe,
-    dataset: Dataset,
-    seeds: Sequence[int],
+    data: Dataset,
     *,
     rewind_step: int = 0,
-    device: str = "auto",
     store: Store | None = None,
     progress: str = "",
 ) -> list[Trained]:
@@ -110,9 +108,7 @@ def train_dense(
 
     With SGD it is the same run in every orthonormal basis, so that all bases share one.
     """
-    return train(
-        tickets, recipe, dataset, seeds, snapshots=(rewind_step,), device=device, store=store, progress=progress
-    )
+    return train(tickets, recipe, data, snapshots=(rewind_step,), store=store, progress=progress)
 
 
 def prune(
@@ -156,10 +152,9 @@ def in_basis(dense: Sequence[Trained], rule: str, seed: int = 0, fit_to: str = "
 def iterative_magnitude_pruning(
     dense: Sequence[Trained],
     recipe: Recipe,
-    dataset: Dataset,
+    data: Dataset,
     pruning: Pruning,
     *,
-    device: str = "auto",
     store: Store | None = None,
     progress: str = "",
 ) -> Iterator[Level]:
@@ -168,7 +163,6 @@ def iterative_magnitude_pruning(
     `dense` comes from `train_dense` (with a snapshot at `pruning.rewind_step`), seen `in_basis`. With a `store` a
     killed run goes on at the level that it had reached.
     """
-    seeds = [run.seed for run in dense]
     try:
         rewound = [run.snapshots[pruning.rewind_step] for run in dense]
     except KeyError:
@@ -176,7 +170,7 @@ def iterative_magnitude_pruning(
         raise InputError(f"no snapshot at rewind_step {pruning.rewind_step} (the dense training kept {held})") from None
     trained, tickets = list(dense), rewound
     yield Level(0, tickets, trained)
-    final_rate = recipe.learning_rate_at(recipe.steps(len(dataset.train.labels)) - 1, len(dataset.train.labels))
+    final_rate = recipe.learning_rate_at(recipe.steps(len(data.train.labels)) - 1, len(data.train.labels))
     tuned = recipe
     if pruning.retrain == "finetune":
         tuned = replace(recipe, schedule="constant", learning_rate=final_rate, warmup_epochs=0.0)
@@ -194,7 +188,7 @@ def iterative_magnitude_pruning(
                 _continued(ticket, run, start) for ticket, run, start in zip(tickets, trained, rewound, strict=True)
             ]
         trained = train(
-            tickets, tuned, dataset, seeds, start_step=pruning.rewind_step, device=device, store=store,
+            tickets, tuned, data, start_step=pruning.rewind_step, store=store,
             progress=progress and f"{progress}, level {number}/{pruning.levels}",
         )  # fmt: skip
         yield Level(number, tickets, trained)

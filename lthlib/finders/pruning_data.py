@@ -1,8 +1,6 @@
-"""Sanity checks of pruning at initialization: what of a ticket matters, and what of the data that found it.
+"""The images that pruning at initialization scores, and what of them can be taken away to see what they told.
 
-An arm takes a ticket and a replicate's seed and gives a ticket of the same total count, in the same bases, that lacks
-one thing. The checks follow Frankle et al. (arXiv 2009.08576) and Su et al. (arXiv 2009.11094); inversion is
-`find(..., invert=True)`, corrupted pruning data `find(..., corruption=...)`.
+The checks follow Su et al. (arXiv 2009.11094); those of a ticket are in `finders.controls`.
 """
 
 import torch
@@ -15,19 +13,16 @@ from lthlib.ticket import Ticket
 
 CORRUPTIONS = ("none", "gaussian", "random labels", "shuffled pixels", "half data")
 
-# ---------------------------------------------------------------------------------------------------------- the data
-
 
 def pruning_data(
     ticket: Ticket,
-    dataset: Dataset | None,
-    seed: int,
+    data: Dataset | None,
     *,
     name: str = "score",
     examples_per_class: int = 10,
     corruption: str = "none",
 ) -> tuple[Tensor, Tensor]:
-    """Normalised training images (N, C, H, W) and labels (N,) for scoring: so many of each class, drawn by `seed`.
+    """Normalised training images (N, C, H, W) and labels (N,) for scoring: so many of each class, by the ticket's seed.
 
     `corruption`: "gaussian" (N(0, 1) images with balanced labels: needs no dataset), "random labels" (uniform),
     "shuffled pixels" (each image by a permutation of its own, channels together), "half data" (half as many of each
@@ -39,19 +34,19 @@ def pruning_data(
     if examples_per_class < 1:
         raise InputError(f"examples_per_class {examples_per_class} is not 1 or more")
     classes, device = ticket.architecture.classes, next(iter(ticket.masks.values())).device
-    source = generator(seed, "pruning data", corruption)
+    source = generator(ticket.seed, "pruning data", corruption)
     if corruption == "gaussian":
         images = torch.randn(examples_per_class * classes, *ticket.architecture.input_shape, generator=source)
         return images.to(device), (torch.arange(len(images)) % classes).to(device)
-    if dataset is None:
-        raise InputError(f"method {name!r} needs data: pass a dataset (or corruption='gaussian', which needs none)")
+    if data is None:
+        raise InputError(f"method {name!r} needs data: pass a data set (or corruption='gaussian', which needs none)")
     if corruption == "half data":
         examples_per_class = max(1, examples_per_class // 2)
-    order = torch.randperm(len(dataset.train.labels), generator=generator(seed, "pruning data"))
-    shuffled = dataset.train.labels.cpu()[order]
+    order = torch.randperm(len(data.train.labels), generator=generator(ticket.seed, "pruning data"))
+    shuffled = data.train.labels.cpu()[order]
     chosen = torch.cat([order[shuffled == label][:examples_per_class] for label in range(classes)])
-    where = chosen.to(dataset.train.images.device)
-    images, labels = dataset.normalise(dataset.train.images[where]), dataset.train.labels[where]
+    where = chosen.to(data.train.images.device)
+    images, labels = data.normalise(data.train.images[where]), data.train.labels[where]
     if corruption == "random labels":
         labels = torch.randint(classes, labels.shape, generator=source)
     elif corruption == "shuffled pixels":
@@ -59,6 +54,3 @@ def pruning_data(
         orders = torch.rand(len(pixels), 1, pixels.shape[2], generator=source).argsort(2).expand(pixels.shape)
         images = pixels.gather(2, orders.to(pixels.device)).view(images.shape)
     return images.to(device), labels.to(device)
-
-
-# -------------------------------------------------------------------------------------------------------- the ticket

@@ -26,7 +26,7 @@ from lthlib.store import Store, sources_digest, write_json
 from lthlib.ticket import Ticket, dense_ticket
 from lthlib.training.parallel import values_of
 from lthlib.training.recipe import OPTIMIZERS, Recipe
-from lthlib.training.train import ROOMS, pick_device
+from lthlib.training.train import ROOMS
 
 __all__ = [
     "METHODS",
@@ -84,7 +84,7 @@ def random_source(
             biased += 1
     if bias_scale and not biased:
         raise InputError(f"model {architecture.name!r} has no biases to draw (bias_scale must be 0)")
-    return dense_ticket(architecture, state)
+    return dense_ticket(architecture, state, seed=seed)
 
 
 def large_final_same_sign(source: Ticket, trained: Ticket, density: float) -> Ticket:
@@ -102,15 +102,13 @@ def find_supermasks(
     settings: Supermask,
     recipe: Recipe,
     data: Dataset | Task,
-    seeds: Sequence[int],
     *,
-    device: str | torch.device = "auto",
     store: Store | None = None,
     progress: str = "",
 ) -> list[Found]:
     """A strong ticket of each random source: a mask of `settings.density`, found by training scores with `recipe`.
 
-    `sources` are dense tickets in the canonical basis (`random_source`); `seeds` fix the initial scores, the order of
+    `sources` are dense tickets in the canonical basis (`random_source`); their seeds fix the initial scores, the order of
     the data (that of `training.train`) and, for `supermask`, its draws. Every replicate is searched alone, on the CPU
     one a core beside each other, so that no result depends on the others or on the cores. Of the recipe, `state_in`
     and `output_layer` play no part; weight decay acts on scores. With a `store`, searches that it holds are read.
@@ -120,19 +118,16 @@ def find_supermasks(
     task = data if isinstance(data, Task) else Task.of(data)
     if recipe.optimizer not in OPTIMIZERS:
         raise unknown("optimizer of a mask's scores", recipe.optimizer, OPTIMIZERS)
-    if len(sources) != len(seeds):
-        raise InputError(f"{len(sources)} sources need as many seeds, found {len(seeds)}")
     if (settings.levels or 0) >= (steps := recipe.steps(len(task.targets))):
         raise InputError(f"levels {settings.levels} need more steps than that, found {steps} (valid: 0 to {steps - 1})")
     for source in sources:
         _refuse(source, settings, task)
-    where = pick_device(device)
-    there = task.to(where)
+    device = task.inputs.device
 
     def work(indices: list[int]) -> Iterator[Found]:
-        searches = [Search(sources[i], settings, recipe, there, seeds[i], where) for i in indices]
+        searches = [Search(sources[i], settings, recipe, task) for i in indices]
         tasks = [partial(search.run, progress) for search in searches]
-        yield from values_of(tasks, where)
+        yield from values_of(tasks, device)
 
     if store is None:
         return list(work(list(range(len(sources)))))
@@ -140,11 +135,11 @@ def find_supermasks(
         "finder": asdict(settings),
         "recipe": asdict(recipe),
         "data": task.fingerprint(),
-        "device": where.type,
+        "device": device.type,
         "code": sources_digest(*ROOMS, "masks", "finders/supermask", "finders/supermask_search"),
         "torch": torch.__version__,
     }
-    keys = [{**common, "source": source.digest(), "seed": seed} for source, seed in zip(sources, seeds, strict=True)]
+    keys = [{**common, "source": source.digest(), "seed": source.seed} for source in sources]
     return store.compute(keys, work, _save, _load)
 
 
@@ -177,7 +172,7 @@ def _refuse(source: Ticket, settings: Supermask, task: Task) -> None:
 
 def _save(found: Found, folder: Path) -> None:
     found.ticket.save(folder / "ticket.safetensors")
-    write_json(folder / "search.json", {"seed": found.seed, "history": found.history})
+    write_json(folder / "search.json", {"history": found.history})
 
 
 def _load(folder: Path) -> Found:

@@ -124,11 +124,6 @@ class Task:
             return Task(dataset.normalised("train"), train.labels, judged, validation.labels)
         return Task(train.images, train.labels, judged, validation.labels, dataset.normalise, dataset.augmentation)
 
-    def to(self, device: torch.device) -> "Task":
-        """The same task on `device`."""
-        names = ("inputs", "targets", "validation_inputs", "validation_targets")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
     def fingerprint(self) -> str:
         """A digest of all that fixes what training on the task gives."""
         digest = blake2b(self.augmentation.encode(), digest_size=16)
@@ -155,8 +150,12 @@ class Found:
     """
 
     ticket: Ticket
-    seed: int
     history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def seed(self) -> int:
+        """The replicate's."""
+        return self.ticket.seed
 
 
 def biases_of(source: Ticket) -> list[str]:
@@ -168,12 +167,10 @@ def biases_of(source: Ticket) -> list[str]:
 class Search:
     """One source's scores and the loop that trains them. `find_supermasks` checks what it is given, and runs it."""
 
-    def __init__(
-        self, source: Ticket, settings: Supermask, recipe: Recipe, task: Task, seed: int, device: torch.device
-    ) -> None:
-        self.source, self.settings, self.recipe, self.task, self.seed = source, settings, recipe, task, seed
-        self.device, self.dtype = device, DTYPES[recipe.precision]
-        moved = source.to(device)
+    def __init__(self, source: Ticket, settings: Supermask, recipe: Recipe, task: Task) -> None:
+        self.source, self.settings, self.recipe, self.task, self.seed = source, settings, recipe, task, source.seed
+        self.device, self.dtype = task.inputs.device, DTYPES[recipe.precision]
+        moved = source.to(self.device)
         self.weights = {name: w.to(self.dtype) for name, w in moved.coefficients.items()}
         # Buffers are written by BatchNorm, so they must be this search's own.
         self.rest = {k: v.to(self.dtype).clone() if v.is_floating_point() else v.clone() for k, v in moved.rest.items()}
@@ -181,7 +178,7 @@ class Search:
         self.frozen = {**self.weights, **self.biases}
         self.scores = {name: self._initial(name, tensor) for name, tensor in self.frozen.items()}
         self.removed: State = {}
-        self.draws = torch.Generator(device).manual_seed(stream_seed(seed, "supermask", "draws"))
+        self.draws = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "supermask", "draws"))
         with torch.device("meta"):
             self.module: nn.Module = build(source.architecture)
 

@@ -1,10 +1,5 @@
 """Training batches by step, gathered from a data set that lies whole on the device; no loader stands between."""
 
-import weakref
-from collections import OrderedDict
-from dataclasses import dataclass, field
-from threading import Lock
-
 import torch
 from torch import Tensor
 
@@ -14,47 +9,17 @@ from lthlib.training.network import Network
 from lthlib.training.recipe import Recipe
 
 
-@dataclass
-class _Entry:
-    # Its callback ends the entry with the images; it goes where the entry goes.
-    source: weakref.ref[Tensor]
-    lock: Lock = field(default_factory=Lock)
-    inputs: Tensor | None = None
-
-
-# The three splits as networks of one kind read them.
-KEPT = 3
-_entries: OrderedDict[tuple[object, ...], _Entry] = OrderedDict()
-_lock = Lock()
-
-
 def prepared(net: Network, data: Dataset, split_name: str, dtype: torch.dtype) -> Tensor:
-    """All images of a split as `net` reads them: normalised, in its basis and layout; not to be written to.
-
-    To turn MNIST into a basis takes as long as an epoch on it, and all levels of a pruning chain read the same: the
-    last few are kept for as long as the data set is there.
-    """
-    images = getattr(data, split_name).images
-    key = (id(images), data.mean, data.std, dtype, net.reads)
-    with _lock:
-        entry = _entries.get(key)
-        if entry is None:
-            entry = _entries[key] = _Entry(weakref.ref(images, lambda _: _entries.pop(key, None)))
-        _entries.move_to_end(key)
-        while len(_entries) > KEPT:
-            _entries.popitem(last=False)
-    # Stacks beside each other ask for the same: one makes it, the others wait.
-    with entry.lock:
-        if entry.inputs is None:
-            entry.inputs = net.prepare(data.normalised(split_name).to(dtype))
-    return entry.inputs
+    """All images of a split as `net` reads them: normalised, in its basis and layout; not to be written to."""
+    return data.derived((split_name, dtype, net.reads), lambda: net.prepare(data.normalised(split_name).to(dtype)))
 
 
 class Batches:
     """Training batches by step: each replicate's own order and augmentation, whole data on the device."""
 
-    def __init__(self, net: Network, data: Dataset, recipe: Recipe, seeds: list[int], dtype: torch.dtype) -> None:
-        self.net, self.data, self.recipe, self.seeds, self.dtype = net, data, recipe, seeds, dtype
+    def __init__(self, net: Network, data: Dataset, recipe: Recipe, dtype: torch.dtype) -> None:
+        self.net, self.data, self.recipe, self.dtype = net, data, recipe, dtype
+        self.seeds = [ticket.seed for ticket in net.sources]
         self.augmented = data.augmentation != "none"
         # Without augmentation the input transform is done once; with it, bytes are gathered and the rest done a batch.
         self.inputs = data.train.images if self.augmented else prepared(net, data, "train", dtype)

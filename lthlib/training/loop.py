@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lthlib.data import Dataset
 from lthlib.ticket import State, Ticket
@@ -31,10 +30,14 @@ class Trained:
     """
 
     ticket: Ticket
-    seed: int
     history: list[dict[str, float]]
     early_stopping_step: int
     snapshots: dict[int, Ticket] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """The replicate's."""
+        return self.ticket.seed
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,17 @@ class _Job:
     start_step: int
     snapshots: tuple[int, ...]
     penalty: Penalty | None
-    device: torch.device
     mask_updates: MaskUpdates | None = None
 
-    def run(self, tickets: list[Ticket], seeds: list[int], progress: str, stop: Event) -> list[Trained]:
+    def run(self, tickets: list[Ticket], progress: str, stop: Event) -> list[Trained]:
         """Trains tickets that share one network."""
         recipe, data = self.recipe, self.data
         dtype = DTYPES[recipe.precision]
-        net = network(tickets, self.device, dtype, recipe.state_in)
-        batches = Batches(net, data, recipe, seeds, dtype)
+        net = network(tickets, data.device, dtype, recipe.state_in)
+        batches = Batches(net, data, recipe, dtype)
         validation = prepared(net, data, "validation", dtype)
         total = recipe.steps(len(data.train.labels))
-        move = step_of(net, recipe, self.device)
+        move = step_of(net, recipe, data.device)
         penalised = () if self.penalty is None else self.penalty.chosen(tuple(net.leaves))
         marks = {round(total * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)} | {total}
         histories: list[list[dict[str, float]]] = [[] for _ in tickets]
@@ -84,14 +86,14 @@ class _Job:
             if self.penalty is not None:
                 _penalise(net, self.penalty, penalised, rate)
             if self.mask_updates is not None and due:
-                update_masks(net, move, self.mask_updates, gradients, step + 1, total, seeds)
+                update_masks(net, move, self.mask_updates, gradients, step + 1, total)
             if step + 1 in marks:
-                _refuse_divergence(torch.stack(losses), step + 1 - len(losses), tickets, seeds)
+                _refuse_divergence(torch.stack(losses), step + 1 - len(losses), tickets)
                 means = torch.stack(losses).double().mean(0).float().tolist()
                 losses.clear()
                 evaluations = _evaluate(net, validation, data.validation.labels, recipe.precision)
                 # The last step's update shows in no training loss.
-                _refuse_divergence(torch.tensor([[found.loss for found in evaluations]]), step, tickets, seeds)
+                _refuse_divergence(torch.tensor([[found.loss for found in evaluations]]), step, tickets)
                 for history, train_loss, found in zip(histories, means, evaluations, strict=True):
                     history.append(
                         {
@@ -106,12 +108,11 @@ class _Job:
         return [
             Trained(
                 ticket=ticket,
-                seed=seed,
                 history=history,
                 early_stopping_step=_early_stopping_step(history, total),
                 snapshots={step: taken[index] for step, taken in kept.items()},
             )
-            for index, (ticket, seed, history) in enumerate(zip(net.tickets(), seeds, histories, strict=True))
+            for index, (ticket, history) in enumerate(zip(net.tickets(), histories, strict=True))
         ]
 
     def _gradients(self, net: Network, inputs: Tensor, labels: Tensor) -> State | None:
@@ -120,7 +121,7 @@ class _Job:
             return None
 
         def losses() -> Tensor:
-            with autocast(self.recipe.precision, self.device):
+            with autocast(self.recipe.precision, self.data.device):
                 return losses_of(net.forward(inputs, training=True), labels)
 
         return dense_gradients(net, losses)
@@ -154,12 +155,12 @@ def _evaluate(net: Network, inputs: Tensor, labels: Tensor, precision: str, *, c
     ]
 
 
-def _refuse_divergence(losses: Tensor, first_step: int, tickets: list[Ticket], seeds: list[int]) -> None:
+def _refuse_divergence(losses: Tensor, first_step: int, tickets: list[Ticket]) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         row, index = bad[0].tolist()
         raise FloatingPointError(
-            f"training diverged: the loss of the ticket of seed {seeds[index]} (density "
+            f"training diverged: the loss of the ticket of seed {tickets[index].seed} (density "
             f"{tickets[index].density:.4g}) is {losses[row, index].item()} at step {first_step + row} "
             "(a smaller learning rate or a warm-up may help)"
         )
@@ -168,5 +169,7 @@ def _refuse_divergence(losses: Tensor, first_step: int, tickets: list[Ticket], s
 def _steps(start: int, total: int, progress: str) -> Any:
     if not progress:
         return range(start, total)
+
+    from tqdm.auto import tqdm
 
     return tqdm(range(start, total), desc=progress, unit="step", leave=False, mininterval=1.0)

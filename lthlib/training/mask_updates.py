@@ -72,15 +72,15 @@ def dense_gradients(net: Network, losses: Callable[[], Tensor]) -> State:
 
 
 @torch.no_grad()
-def update_masks(
-    net: Network, move: Step, rule: MaskUpdates, gradients: State | None, done: int, total: int, seeds: Sequence[int]
-) -> None:
+def update_masks(net: Network, move: Step, rule: MaskUpdates, gradients: State | None, done: int, total: int) -> None:
     """Gives each ticket of the network the masks that the rule wants after `done` of `total` steps."""
     leaves = {name: leaf.detach() for name, leaf in net.leaves.items()}
     masks = {name: net.masks.get(name, torch.ones_like(leaf, dtype=torch.bool)) for name, leaf in leaves.items()}
     parts = net.each(gradients) if gradients is not None else [None] * net.count
     wanted = [
-        rule.masks(own, coefficients, gradient, done, total, seed)
-        for own, coefficients, gradient, seed in zip(net.each(masks), net.each(leaves), parts, seeds, strict=True)
+        rule.masks(mask, coefficients, gradient, done, total, ticket.seed)
+        for mask, coefficients, gradient, ticket in zip(
+            net.each(masks), net.each(leaves), parts, net.sources, strict=True
+        )
     ]
     move.remasked(net.remask(wanted))
