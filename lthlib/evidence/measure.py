@@ -1,7 +1,7 @@
 """From trained tickets to tidy rows: one row per ticket, with all that the figures and claims of a notebook read."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,22 +15,18 @@ from lthlib.errors import InputError, unknown
 from lthlib.finders.imp import Level
 from lthlib.finders.structured import multiply_accumulates_of, stored_numbers_of
 from lthlib.models.architecture import multiply_accumulates
-from lthlib.store import Store
 from lthlib.ticket import Ticket
 from lthlib.training.loop import Trained
-from lthlib.training.recipe import Recipe
-from lthlib.training.train import evaluate, train
+from lthlib.training.train import evaluate
 
 
-def measure(
-    tickets: Sequence[Ticket], trained: Sequence[Trained], dataset: Dataset, device: str = "auto", **columns: Any
-) -> pd.DataFrame:
+def measure(tickets: Sequence[Ticket], trained: Sequence[Trained], dataset: Dataset, **columns: Any) -> pd.DataFrame:
     """One row per replicate: densities, costs, early stopping, validation accuracy and test accuracy (percent).
 
     `macs` counts dense products, `sparse_macs` ideal sparse ones (`ideal_multiply_accumulates`). This reads the test
     split, once per trained ticket. `columns` (basis, arm, round, ...) are added to each row.
     """
-    tests = evaluate([run.ticket for run in trained], dataset, "test", device=device)
+    tests = evaluate([run.ticket for run in trained], dataset, "test")
     rows = []
     for ticket, run, test in zip(tickets, trained, tests, strict=True):
         best = max((row["validation_accuracy"] for row in run.history), default=float("nan"))
@@ -55,41 +51,9 @@ def measure(
     return pd.DataFrame(rows)
 
 
-def train_arms(
-    arms: Mapping[str, Sequence[Ticket]],
-    recipe: Recipe,
-    dataset: Dataset,
-    seeds: Sequence[int],
-    *,
-    column: str = "arm",
-    start_step: int = 0,
-    device: str = "auto",
-    store: Store | None = None,
-    progress: str = "",
-    **columns: Any,
-) -> pd.DataFrame:
-    """Trains all arms (name to one ticket a seed) in one call, which stacks them, and measures each; `column` names it.
-
-    Raises InputError for an arm without a ticket for each seed.
-    """
-    for name, tickets in arms.items():
-        if len(tickets) != len(seeds):
-            raise InputError(f"arm {name!r} has {len(tickets)} tickets for {len(seeds)} seeds")
-    every = [ticket for tickets in arms.values() for ticket in tickets]
-    trained = train(
-        every, recipe, dataset, [*seeds] * len(arms), start_step=start_step, device=device, store=store,
-        progress=progress,
-    )  # fmt: skip
-    parts = []
-    for place, (name, tickets) in enumerate(arms.items()):
-        runs = trained[place * len(seeds) : (place + 1) * len(seeds)]
-        parts.append(measure(tickets, runs, dataset, device, **{column: name}, **columns))
-    return pd.concat(parts, ignore_index=True)
-
-
-def measure_levels(levels: Sequence[Level], dataset: Dataset, device: str = "auto", **columns: Any) -> pd.DataFrame:
+def measure_levels(levels: Sequence[Level], dataset: Dataset, **columns: Any) -> pd.DataFrame:
     """`measure` over all levels of one pruning chain, with the level as `round`."""
-    parts = [measure(level.tickets, level.trained, dataset, device, round=level.number, **columns) for level in levels]
+    parts = [measure(level.tickets, level.trained, dataset, round=level.number, **columns) for level in levels]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -142,11 +106,11 @@ def difference_to(
     return table[value] - partner.set_axis(table.index)
 
 
-def layer_rows(tickets: Sequence[Ticket], seeds: Sequence[int], **columns: Any) -> pd.DataFrame:
+def layer_rows(tickets: Sequence[Ticket], **columns: Any) -> pd.DataFrame:
     """One row per replicate and prunable tensor: its density."""
     return pd.DataFrame(
-        {"seed": seed, "layer": layer, "density": density} | columns
-        for ticket, seed in zip(tickets, seeds, strict=True)
+        {"seed": ticket.seed, "layer": layer, "density": density} | columns
+        for ticket in tickets
         for layer, density in ticket.layer_densities().items()
     )
 

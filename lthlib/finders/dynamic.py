@@ -48,8 +48,9 @@ def train_dynamic(
     """Trains dense `tickets` to exactly round(density x prunable) coefficients each, by `method`, memoised in `store`.
 
     `method` is a name in METHODS: "set" and "rigl" are sparse from the first step, with random masks of layer counts
-    by `allocation` (erk, er or uniform) drawn by the tickets' seeds; "gmp" starts dense and prunes. `options` are fields of the
-    method's rule (`DropAndGrow`: interval, drop_fraction, decay, end; `GradualPruning`: interval, begin, end, scope).
+    by `allocation` (erk, er or uniform) drawn by the tickets' seeds; "gmp" starts dense and prunes. `options` are
+    fields of the method's rule (`DropAndGrow`: interval, drop_fraction, decay, end; `GradualPruning`: interval, begin,
+    end, scope).
     `Trained.ticket` has the final mask; the tickets that training starts from are those of `starting_tickets`. To go on
     from masks of one's own, call `train` with a rule as `mask_updates`. Other arguments as in `train`. Raises
     InputError for unknown names and options, a density outside (0, 1], and what `train` refuses.

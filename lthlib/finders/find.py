@@ -82,9 +82,7 @@ def random(
     return pruned("random", lambda t: random_scores(t, source), ticket, density, chosen)
 
 
-def magnitude(
-    ticket: Ticket, density: float, data: Dataset | None = None, sampling: Sampling = TOP
-) -> Ticket:
+def magnitude(ticket: Ticket, density: float, data: Dataset | None = None, sampling: Sampling = TOP) -> Ticket:
     """The largest coefficients as they stand, |c|; no data."""
     return pruned("magnitude", magnitude_scores, ticket, density, sampling)
 
@@ -106,9 +104,7 @@ def snip(
     All iterations score the same balanced examples (see `pruning_data`). De Jorge et al. (arXiv 2006.09081).
     """
     name = "force" if revive else "snip" if iterations == 1 else "iterative-snip"
-    images, labels = pruning_data(
-        ticket, data, name=name, examples_per_class=examples_per_class, corruption=corruption
-    )
+    images, labels = pruning_data(ticket, data, name=name, examples_per_class=examples_per_class, corruption=corruption)
 
     def score(current: Ticket) -> State:
         return (force_scores if revive else snip_scores)(current, images, labels, norm=norm)
@@ -131,9 +127,7 @@ def grasp(
 ) -> Ticket:
     """GraSP (`grasp_scores`); `absolute` keeps the largest magnitudes of its scores instead, another method."""
     name = "grasp-abs" if absolute else "grasp"
-    images, labels = pruning_data(
-        ticket, data, name=name, examples_per_class=examples_per_class, corruption=corruption
-    )
+    images, labels = pruning_data(ticket, data, name=name, examples_per_class=examples_per_class, corruption=corruption)
 
     def score(current: Ticket) -> State:
         scores = grasp_scores(current, images, labels, norm=norm, divide_logits=divide_logits)
@@ -205,9 +199,7 @@ def ntk_sketch(
     return pruned("ntk-sketch", score, ticket, density, sampling)
 
 
-def phew(
-    ticket: Ticket, density: float, data: Dataset | None = None, sampling: Sampling = TOP
-) -> Ticket:
+def phew(ticket: Ticket, density: float, data: Dataset | None = None, sampling: Sampling = TOP) -> Ticket:
     """Paths of higher edge weights (`paths.phew_masks`); no data. It is a draw itself, so `sampling` must be TOP."""
     if sampling != TOP:
         raise InputError("method 'phew' draws its mask by walks and takes no sampling options")

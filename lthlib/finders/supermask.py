@@ -108,9 +108,9 @@ def find_supermasks(
 ) -> list[Found]:
     """A strong ticket of each random source: a mask of `settings.density`, found by training scores with `recipe`.
 
-    `sources` are dense tickets in the canonical basis (`random_source`); their seeds fix the initial scores, the order of
-    the data (that of `training.train`) and, for `supermask`, its draws. Every replicate is searched alone, on the CPU
-    one a core beside each other, so that no result depends on the others or on the cores. Of the recipe, `state_in`
+    `sources` are dense tickets in the canonical basis (`random_source`); their seeds fix the initial scores, the order
+    of the data (that of `train`) and, for `supermask`, its draws. Every replicate is searched alone, on the CPU one a
+    core beside each other, so that no result depends on the others or on the cores. Of the recipe, `state_in`
     and `output_layer` play no part; weight decay acts on scores. With a `store`, searches that it holds are read.
     Raises InputError for masked sources or other bases, data that do not fit and `prune_biases` where there are none;
     FloatingPointError where a loss is no longer finite.

@@ -285,7 +285,7 @@ class Search:
                 row["changed"] = sum(int((masks[name] ^ before[name]).sum()) for name in self.weights) / entries
                 history.append(row)
                 before = masks
-        return Found(self._ticket(self.exact_masks(self.settings.density)), self.seed, history)
+        return Found(self._ticket(self.exact_masks(self.settings.density)), history)
 
     def _start(self, epoch: int) -> None:
         count = len(self.task.targets)

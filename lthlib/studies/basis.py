@@ -24,9 +24,7 @@ from lthlib.training.recipe import Recipe
 from lthlib.training.train import train
 
 
-def relative_difference(
-    tickets: Sequence[Ticket], recipe: Recipe, dataset: Dataset, seeds: Sequence[int], rule: str, *, device: str = "cpu"
-) -> list[float]:
+def relative_difference(tickets: Sequence[Ticket], recipe: Recipe, dataset: Dataset, rule: str) -> list[float]:
     r"""$\lVert\theta_B-\theta\rVert/\lVert\theta\rVert$ of each replicate's weights, trained in the bases of `rule`
     and canonically, with the same data order, in float64. `tickets` are dense and canonical."""
     exact = replace(recipe, precision="fp64", evaluations=1)
@@ -35,8 +33,8 @@ def relative_difference(
         for ticket in tickets
     ]
     turned = [ticket.in_bases(bases_for(ticket, rule)) for ticket in double]
-    plain = train(double, exact, dataset, seeds, device=device)
-    other = train(turned, exact, dataset, seeds, device=device)
+    plain = train(double, exact, dataset)
+    other = train(turned, exact, dataset)
     return [_relative(one.ticket, two.ticket) for one, two in zip(plain, other, strict=True)]
 
 
@@ -92,7 +90,7 @@ def energy_rows(coefficients: Mapping[int, State], points: int = 60, **columns: 
     return pd.DataFrame(rows)
 
 
-def stability_rows(tickets: Sequence[Ticket], seeds: Sequence[int], **columns: Any) -> pd.DataFrame:
+def stability_rows(tickets: Sequence[Ticket], **columns: Any) -> pd.DataFrame:
     r"""Jaccard overlap of the masks of each pair of replicates, per layer, beside the chance level $\rho/(2-\rho)$."""
     rows = []
     for first in range(len(tickets)):
@@ -102,8 +100,8 @@ def stability_rows(tickets: Sequence[Ticket], seeds: Sequence[int], **columns: A
                 density = float((mask.float().mean() + other.float().mean()) / 2)
                 rows.append(
                     {
-                        "pair": f"{seeds[first]}-{seeds[second]}",
-                        "seed": seeds[first],
+                        "pair": f"{tickets[first].seed}-{tickets[second].seed}",
+                        "seed": tickets[first].seed,
                         "layer": layer,
                         "jaccard": jaccard({layer: mask}, {layer: other}),
                         "chance": density / (2 - density),

@@ -16,17 +16,25 @@ from lthlib.elastic import carry, depth_map
 from lthlib.errors import unknown
 from lthlib.evidence import measure as tables
 from lthlib.finders import imp as magnitude
-from lthlib.finders.controls import SIGN_CHECKS, layerwise_shuffled
+from lthlib.finders.controls import control, layerwise_shuffled
 from lthlib.finders.imp import Level
 from lthlib.masks.counts import counts_of
 from lthlib.masks.draws import sample
 from lthlib.randomness import generator
 from lthlib.studies.elastic import control_arms, elastic_arm, flipped
-from lthlib.studies.setting import Arm, Chain, Setting, chains
-from lthlib.ticket import Ticket, bases_for, initial_tickets
+from lthlib.studies.setting import Arm, Chain, Setting, arm_rows, chains, pruning_levels
+from lthlib.ticket import Ticket, initial_tickets
 
 Chains = Mapping[str, Sequence[Chain]]
 TICKET, RANDOM = "ticket", "random mask"
+# What a row is called, and the control that it is: here, as in kept tables, RANDOM has each layer's own count.
+VALUE_CHECKS = {
+    "signs alone": "signs alone",
+    "magnitudes permuted": "magnitudes permuted",
+    "signs drawn": "signs drawn",
+    "reinit": "reinit",
+    RANDOM: "layerwise shuffle",
+}
 
 # -------------------------------------------------------------------------------------------------- stretched tickets
 
@@ -63,22 +71,22 @@ def drawn_arms(
     longer = setting.architecture(target)
     depths = depth_map(setting.architecture(source), longer)
     alone, shared = [], []
-    for chain, seed in zip(found[source], setting.seeds, strict=True):
+    for chain in found[source]:
         ticket, before = chain[level].tickets[0], chain[level - 1]
         # Scores as the coefficients of a ticket, which a depth map carries like any other.
         scored = replace(before.tickets[0], coefficients=magnitude.magnitudes(before.trained)[0])
-        drawn = ticket.with_masks(_drawn(scored, counts_of(ticket.masks), temperature, seed))
+        drawn = ticket.with_masks(_drawn(scored, counts_of(ticket.masks), temperature))
         shared.append(carry(drawn, longer, depths))
         elastic = carry(ticket, longer, depths)
-        masks = _drawn(carry(scored, longer, depths), counts_of(elastic.masks), temperature, seed)
+        masks = _drawn(carry(scored, longer, depths), counts_of(elastic.masks), temperature)
         alone.append(elastic.with_masks(masks))
     columns = {"source": source, "target": target, "round": level, "basis": basis}
     named = {"drawn": alone, "drawn, then stretched": shared}
     return [Arm(tickets, {"arm": name, **columns}) for name, tickets in named.items()]
 
 
-def _drawn(scored: Ticket, counts: dict[str, int], temperature: float, seed: int) -> dict[str, Tensor]:
-    source = generator(seed, "drawn elastic mask")
+def _drawn(scored: Ticket, counts: dict[str, int], temperature: float) -> dict[str, Tensor]:
+    source = generator(scored.seed, "drawn elastic mask")
     return sample(scored.coefficients, counts, temperature=temperature, among=scored.masks, generator=source)
 
 
@@ -86,51 +94,33 @@ def _drawn(scored: Ticket, counts: dict[str, int], temperature: float, seed: int
 
 
 def pruned_levels(model: str, basis: str, setting: Setting) -> list[Level]:
-    """Iterative magnitude pruning of all seeds of one network in a basis, the dense level first.
-
-    SGD's dense training is the same in every orthonormal basis, so that all share one; other optimizers train the
-    dense network in the basis.
-    """
-    seeds, start = setting.seeds, setting.pruning.rewind_step
-    options: dict[str, Any] = {"device": setting.device, "store": setting.store}
-    initial = initial_tickets(setting.architecture(model), seeds)
-    own = setting.recipe.optimizer != "sgd"
-    if own:
-        initial = [ticket.in_bases(bases_for(ticket, basis)) for ticket in initial]
-    dense = magnitude.train_dense(initial, setting.recipe, setting.dataset, seeds, rewind_step=start, **options)
-    dense = dense if own else magnitude.in_basis(dense, basis)
-    pruning = magnitude.iterative_magnitude_pruning(dense, setting.recipe, setting.dataset, setting.pruning, **options)
-    return list(pruning)
+    """Iterative magnitude pruning of all seeds of one network in a basis, the dense level first."""
+    return pruning_levels(initial_tickets(setting.architecture(model), setting.seeds), setting, basis)
 
 
 def level_rows(levels: Sequence[Level], setting: Setting, **columns: Any) -> pd.DataFrame:
     """Rows of all levels: arm "dense" for level 0, else "ticket"."""
-    rows = tables.measure_levels(levels, setting.dataset, setting.device, **columns)
+    rows = tables.measure_levels(levels, setting.dataset, **columns)
     return rows.assign(arm=["dense" if number == 0 else TICKET for number in rows["round"]])
 
 
-def arm_rows(arms: Mapping[str, Sequence[Ticket]], setting: Setting, **columns: Any) -> pd.DataFrame:
-    """`tables.train_arms` by the recipe, from the rewinding point, and on the data of `setting`."""
-    return tables.train_arms(
+def setting_rows(arms: Mapping[str, Sequence[Ticket]], setting: Setting, **columns: Any) -> pd.DataFrame:
+    """`arm_rows` by the recipe, from the rewinding point, and on the data of `setting`."""
+    return arm_rows(
         arms,
         setting.recipe,
         setting.dataset,
-        setting.seeds,
         start_step=setting.pruning.rewind_step,
-        device=setting.device,
         store=setting.store,
         **columns,
     )
 
 
 def value_rows(levels: Sequence[Level], setting: Setting, **columns: Any) -> pd.DataFrame:
-    """The last level's tickets without part of their values or positions: the arms of `finders.signs`."""
+    """The last level's tickets without part of their values or positions: the arms of VALUE_CHECKS."""
     tickets = levels[-1].tickets
-    arms = {
-        name: [arm(ticket, seed) for ticket, seed in zip(tickets, setting.seeds, strict=True)]
-        for name, arm in SIGN_CHECKS.items()
-    }
-    return arm_rows(arms, setting, round=levels[-1].number, **columns)
+    arms = {label: [control(ticket, name) for ticket in tickets] for label, name in VALUE_CHECKS.items()}
+    return setting_rows(arms, setting, round=levels[-1].number, **columns)
 
 
 def gains(rows: pd.DataFrame, by: str, reference: str, hue: str = "basis", base: str = "canonical") -> dict[str, Any]:
@@ -215,16 +205,12 @@ def moved_rows(found: Mapping[str, Sequence[Level]], setting: Setting, datasets:
     for target, dataset in datasets.items():
         there = setting.on(dataset)
         level = found[target][-1]
-        arms = {"own": level.tickets, RANDOM: _random(level.tickets, setting.seeds)}
+        arms = {"own": level.tickets, RANDOM: [layerwise_shuffled(ticket) for ticket in level.tickets]}
         arms |= {source: _remasked(level.tickets, found[source][-1].tickets) for source in found if source != target}
-        rows = arm_rows(arms, there, target=target, round=level.number)
+        rows = setting_rows(arms, there, target=target, round=level.number)
         source = rows["arm"].where(~rows["arm"].isin(["own", RANDOM]), target)
         parts.append(rows.assign(source=source, arm=rows["arm"].where(source == target, "moved")))
     return pd.concat(parts, ignore_index=True)
-
-
-def _random(tickets: Sequence[Ticket], seeds: Sequence[int]) -> list[Ticket]:
-    return [layerwise_shuffled(ticket, seed) for ticket, seed in zip(tickets, seeds, strict=True)]
 
 
 def _remasked(tickets: Sequence[Ticket], others: Sequence[Ticket]) -> list[Ticket]:

@@ -72,7 +72,6 @@ def path_rows(
     points: int = 11,
     *,
     split: str = "validation",
-    device: str = "auto",
 ) -> pd.DataFrame:
     """Accuracy (percent) at `points` (at least 2) values of alpha, evenly in [0, 1], with both kinds of statistics.
 
@@ -86,7 +85,7 @@ def path_rows(
         ticket = between(first, second, alpha)
         for statistics in ("interpolated", "re-estimated"):
             seen = ticket if statistics == "interpolated" else with_statistics_of(ticket, dataset)
-            (found,) = evaluate([seen], dataset, split, device=device)
+            (found,) = evaluate([seen], dataset, split)
             rows.append({"alpha": alpha, "statistics": statistics, "accuracy": found.accuracy, "loss": found.loss})
     return pd.DataFrame(rows)
 

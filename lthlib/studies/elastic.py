@@ -78,20 +78,13 @@ def control_arms(
             rule = setting.recipe.output_layer
             tickets = [direct_at(chain, one.kept, rule) for chain, one in zip(found[target], counts, strict=True)]
         else:
-            # Scores share one module a network, so that seeds follow one another (on one core, see `beside`).
-            search = partial(_searched, name, sources, own, depths, setting)
-            (tickets,) = beside([search], setting.device)
+            tasks = [
+                partial(arm, name, ticket, architecture, depths, mine, setting.dataset)
+                for ticket, mine in zip(sources, own, strict=True)
+            ]
+            tickets = beside(tasks, setting)
         made.append(Arm(tickets, columns))
     return made
-
-
-def _searched(
-    name: str, sources: Sequence[Ticket], own: Sequence[Ticket], depths: DepthMap, setting: Setting
-) -> list[Ticket]:
-    return [
-        arm(name, ticket, mine.architecture, depths, mine, seed, setting.dataset, device=setting.device)
-        for ticket, mine, seed in zip(sources, own, setting.seeds, strict=True)
-    ]
 
 
 def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -144,12 +137,12 @@ def drift_rows(arms: Sequence[Arm], found: Mapping[str, Sequence[Chain]], settin
     """Achieved density of elastic tickets minus their source's, and what the identity for equal copies predicts."""
     rows = []
     for one in arms:
-        for ticket, chain, seed in zip(one.tickets, found[one.columns["source"]], setting.seeds, strict=True):
+        for ticket, chain in zip(one.tickets, found[one.columns["source"]], strict=True):
             source = chain[one.columns["round"]].tickets[0]
             rows.append(
                 {
                     **one.columns,
-                    "seed": seed,
+                    "seed": ticket.seed,
                     "source density": source.density,
                     "density": ticket.density,
                     "drift": ticket.density - source.density,

@@ -12,8 +12,8 @@ import torch
 from lthlib.data import Dataset
 from lthlib.elastic import DepthMap, carry, copies, permuted, with_copies_permuted
 from lthlib.errors import InputError, unknown
-from lthlib.finders import find as saliency
 from lthlib.finders.controls import erk_masked, layerwise_shuffled, reinitialised, reinitialised_and_shuffled
+from lthlib.finders.find import find
 from lthlib.finders.imp import Level
 from lthlib.finders.pruning_data import pruning_data
 from lthlib.finders.scores import snip_scores
@@ -42,10 +42,7 @@ def arm(
     target: Architecture,
     depths: DepthMap,
     own: Ticket,
-    seed: int,
     dataset: Dataset | None = None,
-    *,
-    device: str = "auto",
 ) -> Ticket:
     """The ticket of `target` that the arm `name` trains, with as many coefficients as the elastic ticket has.
 
@@ -53,43 +50,41 @@ def arm(
     the copies shuffled); `copies by snip` (masks of the copies by SNIP among the copies); `order permuted` (the map's
     units in random order); `mask only` (the elastic mask over `own` values); `weights only` (carried values under a
     random mask of ERK counts); `dense stretch` (carried values, density 1, the only other count); and AT_REWIND, found
-    by `saliency.find` on `own`, the target's dense ticket at
+    by `finders.find` on `own`, the target's dense ticket at
     the rewinding point, in the elastic ticket's bases. Raises InputError for unknown names, and for an `own` that does
     not fit.
     """
     if name not in CONTROLS + AT_REWIND:
         raise unknown("arm", name, CONTROLS + AT_REWIND)
     if name == "order permuted":
-        return carry(source, target, permuted(depths, source.architecture, seed))
+        return carry(source, target, permuted(depths, source.architecture, source.seed))
     found = carry(source, target, depths)
     if name == "elastic":
         return found
     if name == "copies permuted":
-        return with_copies_permuted(found, source.architecture, depths, seed)
+        return with_copies_permuted(found, source.architecture, depths, source.seed)
     if name == "copies by snip":
-        return _with_copies_by_snip(found, source.architecture, depths, seed, dataset)
+        return _with_copies_by_snip(found, source.architecture, depths, dataset)
     if name == "dense stretch":
         return found.with_masks({key: torch.ones_like(mask) for key, mask in found.masks.items()})
     if name == "mask only":
         return in_bases_of(own, found).with_masks(found.masks)
     if name in AT_REWIND:
-        return saliency.find(in_bases_of(own, found), found.density, name, dataset, seed, device=device)
+        return find(in_bases_of(own, found), found.density, name, dataset)
     made = {
         "reinit": reinitialised,
         "random mask": layerwise_shuffled,
         "both random": reinitialised_and_shuffled,
         "weights only": erk_masked,
     }
-    return made[name](found, seed)
+    return made[name](found)
 
 
-def _with_copies_by_snip(
-    found: Ticket, source: Architecture, depths: DepthMap, seed: int, dataset: Dataset | None
-) -> Ticket:
+def _with_copies_by_snip(found: Ticket, source: Architecture, depths: DepthMap, dataset: Dataset | None) -> Ticket:
     """The originals' masks kept, those of the copies by SNIP on the carried values; arXiv 2103.16547, section 4.2."""
     names = copies(source, found.architecture, depths)
     whole = found.with_masks({n: torch.ones_like(m) if n in names else m for n, m in found.masks.items()})
-    images, labels = pruning_data(whole, dataset, seed, name="snip")
+    images, labels = pruning_data(whole, dataset, name="snip")
     scores = snip_scores(whole, images, labels)
     count = sum(int(found.masks[name].sum()) for name in names)
     return found.with_masks({**found.masks, **keep_top({name: scores[name] for name in names}, count)})

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -108,16 +109,16 @@ def barrier_rows(
 
     def work(one: Arm, run: Trained, place: int) -> pd.DataFrame:
         # The order of a seed that no replicate has.
-        again = setting.train(one.tickets[place], 1_000_000 + setting.seeds[place])
-        rows = path_rows(run.ticket, again.ticket, setting.dataset, points, device=setting.device)
-        return rows.assign(seed=setting.seeds[place], path=one.columns["arm"])
+        again = setting.train(replace(one.tickets[place], seed=1_000_000 + run.seed))
+        rows = path_rows(run.ticket, again.ticket, setting.dataset, points)
+        return rows.assign(seed=run.seed, path=one.columns["arm"])
 
     tasks = [
         partial(work, one, run, place)
         for one, runs in zip(arms, trained, strict=True)
         for place, run in enumerate(runs)
     ]
-    return pd.concat(beside(tasks, setting.device), ignore_index=True)
+    return pd.concat(beside(tasks, setting), ignore_index=True)
 
 
 def line_rows(
@@ -126,11 +127,11 @@ def line_rows(
     """Accuracy along the line between trainings of two arms, seed by seed."""
 
     def work(a: Trained, b: Trained) -> pd.DataFrame:
-        rows = path_rows(a.ticket, b.ticket, setting.dataset, points, device=setting.device)
+        rows = path_rows(a.ticket, b.ticket, setting.dataset, points)
         return rows.assign(seed=a.seed, path=path)
 
     tasks = [partial(work, a, b) for a, b in zip(first, second, strict=True)]
-    return pd.concat(beside(tasks, setting.device), ignore_index=True)
+    return pd.concat(beside(tasks, setting), ignore_index=True)
 
 
 def barriers(paths: pd.DataFrame, statistics: str = "re-estimated") -> pd.DataFrame:

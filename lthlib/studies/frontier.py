@@ -18,8 +18,8 @@ from lthlib.evidence.costs import (
 from lthlib.finders import dynamic
 from lthlib.finders.imp import Level
 from lthlib.finders.supermask import Supermask, find_supermasks, random_source
-from lthlib.studies.beyond import TICKET, arm_rows
-from lthlib.studies.saliency import after_training, found, small_dense
+from lthlib.studies.beyond import TICKET, setting_rows
+from lthlib.studies.saliency import after_training, small_dense, tickets_of
 from lthlib.studies.setting import Setting, interval
 from lthlib.studies.supermask import arms as supermask_arms
 from lthlib.theory.strong.construct import construct
@@ -46,17 +46,17 @@ def weights_trained(levels: Sequence[Level], setting: Setting) -> pd.DataFrame:
         target = level.density
         parts.append(_rows(IMP, level.tickets, setting, levels[: number + 1], target))
         initial = levels[0].tickets
-        seeds, data = setting.seeds, setting.dataset
+        data = setting.dataset
         made = {
-            "snip": found("snip", initial, target, data, seeds, examples_per_class=EXAMPLES_PER_CLASS),
-            "synflow": found("synflow", initial, target, data, seeds, iterations=SYNFLOW_ITERATIONS),
+            "snip": tickets_of("snip", initial, target, data, examples_per_class=EXAMPLES_PER_CLASS),
+            "synflow": tickets_of("synflow", initial, target, data, iterations=SYNFLOW_ITERATIONS),
         }
         if number > 1:
-            made["one-shot"] = after_training(levels[0].trained, target, seeds, setting.pruning.rewind_step)
+            made["one-shot"] = after_training(levels[0].trained, target, setting.pruning.rewind_step)
         parts += [_rows(name, tickets, setting, levels[:1], target) for name, tickets in made.items()]
         parts.append(_rigl(target, setting, levels[0].tickets))
         small = small_dense(initial[0].architecture, level.tickets[0].kept)
-        parts.append(_rows(SMALL, initial_tickets(small, seeds), setting, levels[:1], target))
+        parts.append(_rows(SMALL, initial_tickets(small, setting.seeds), setting, levels[:1], target))
     whole = levels[0].tickets[0].prunable
     rows = pd.concat(parts, ignore_index=True)
     return rows.assign(share=rows["kept"] / whole)[COLUMNS]
@@ -68,9 +68,9 @@ def _rows(
     """Rows of trained tickets; `chain` holds the levels that were trained before or for them."""
     if finder in (DENSE, IMP):
         level = chain[-1]
-        rows = tables.measure(level.tickets, level.trained, setting.dataset, setting.device)
+        rows = tables.measure(level.tickets, level.trained, setting.dataset)
     else:
-        rows = arm_rows({TICKET: tickets}, setting)
+        rows = setting_rows({TICKET: tickets}, setting)
     spent = [_cost(finder, ticket, setting, chain, place) for place, ticket in enumerate(tickets)]
     return rows.assign(finder=finder, asked=target, kept=[ticket.kept for ticket in tickets], **_columns(spent))
 
@@ -97,15 +97,14 @@ def _rigl(target: float, setting: Setting, initial: Sequence[Ticket]) -> pd.Data
     rule = dynamic.rule_for("rigl", target, interval=interval(setting))
     assert isinstance(rule, dynamic.DropAndGrow)
     runs = dynamic.train_dynamic(
-        initial, target, "rigl", setting.recipe, setting.dataset, setting.seeds,
-        device=setting.device, store=setting.store, interval=rule.interval,
-    )  # fmt: skip
+        initial, target, "rigl", setting.recipe, setting.dataset, store=setting.store, interval=rule.interval
+    )
     tickets = [run.ticket for run in runs]
     count = len(setting.dataset.train.labels)
     spent = [
         drop_and_grow_cost(one.architecture, setting.recipe, count, one.layer_densities(), rule) for one in tickets
     ]
-    rows = tables.measure(tickets, runs, setting.dataset, setting.device)
+    rows = tables.measure(tickets, runs, setting.dataset)
     return rows.assign(finder="rigl", asked=target, kept=[one.kept for one in tickets], **_columns(spent))
 
 
@@ -119,9 +118,8 @@ def scores_trained(levels: Sequence[Level], epochs: float, setting: Setting) -> 
     sources = [random_source(shape, seed) for seed in setting.seeds]
     parts = []
     for level in levels[1:]:
-        options: dict[str, Any] = {"device": setting.device, "store": setting.store}
         settings = Supermask("edge-popup", level.density)
-        runs = find_supermasks(sources, settings, popup.recipe, setting.dataset, setting.seeds, **options)
+        runs = find_supermasks(sources, settings, popup.recipe, setting.dataset, store=setting.store)
         tickets = [run.ticket for run in runs]
         spent = [score_training_cost(one, popup.recipe, len(setting.dataset.train.labels)) for one in tickets]
         parts.append(_untrained("edge-popup", tickets, level.density, setting, spent, whole))
@@ -151,7 +149,7 @@ def constructed(levels: Sequence[Level], search: Search, setting: Setting) -> pd
     for number, level in enumerate(levels):
         finder = IMP if number else DENSE
         spent = [_cost(finder, ticket, setting, levels[: number + 1], i) for i, ticket in enumerate(level.tickets)]
-        exact = evaluate([run.ticket for run in level.trained], setting.dataset, "test", device=setting.device)
+        exact = evaluate([run.ticket for run in level.trained], setting.dataset, "test")
         made = [construct(run.ticket, search, seed=run.seed) for run in level.trained]
         rows = _untrained(STRONG, [one.ticket for one in made], level.density, setting, spent, whole)
         parts.append(
@@ -168,7 +166,7 @@ def constructed(levels: Sequence[Level], search: Search, setting: Setting) -> pd
 def _untrained(
     finder: str, tickets: Sequence[Ticket], target: float, setting: Setting, spent: Sequence[Cost], whole: int
 ) -> pd.DataFrame:
-    tests = evaluate(tickets, setting.dataset, "test", device=setting.device)
+    tests = evaluate(tickets, setting.dataset, "test")
     kept = [ticket.kept for ticket in tickets]
     return pd.DataFrame(
         {

@@ -9,9 +9,8 @@ import torch
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError
-from lthlib.evidence import measure as tables
 from lthlib.finders import pruning_data as sanity
-from lthlib.finders.controls import SANITY_CHECKS
+from lthlib.finders.controls import control
 from lthlib.finders.find import NEEDS_DATA, find
 from lthlib.finders.from_scores import select
 from lthlib.finders.imp import magnitudes
@@ -24,6 +23,7 @@ from lthlib.masks.counts import kept_count
 from lthlib.masks.topk import keep_top
 from lthlib.models import architecture as models
 from lthlib.models.architecture import Architecture, architecture, prunable
+from lthlib.studies.setting import arm_rows
 from lthlib.ticket import State, Ticket, initial_tickets
 from lthlib.training.loop import Trained
 from lthlib.training.recipe import Recipe
@@ -45,31 +45,40 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gumbel, tau 2": {"draw": "gumbel", "temperature": 2.0},
     "gumbel, at the end": {"draw": "gumbel", "at": "end"},
 }
+# What a row of the checks is called, and the control that it is.
+SANITY_CHECKS = {
+    "layerwise shuffle": "layerwise shuffle",
+    "reinit": "reinit",
+    "reinit and shuffle": "reinit and shuffle",
+    "global shuffle": "random mask",
+    "value shuffle": "value shuffle",
+    "erk": "erk",
+    "smart-ratio": "smart-ratio",
+}
 Arms = Mapping[str, Sequence[Ticket]]
 
 
-def found(
+def tickets_of(
     method: str,
     initial: Sequence[Ticket],
     density: float,
     dataset: Dataset,
-    seeds: Sequence[int],
     **options: Any,
 ) -> list[Ticket]:
-    """`saliency.find` for each replicate; a `method` that ends in ", noise" is scored on N(0, 1) images."""
+    """`finders.find` for each replicate; a `method` that ends in ", noise" is scored on N(0, 1) images."""
     name = method.removesuffix(NOISE)
     if name != method:
         options = {"corruption": "gaussian"} | options
-    return [find(one, density, name, dataset, seed, **options) for one, seed in zip(initial, seeds, strict=True)]
+    return [find(ticket, density, name, dataset, **options) for ticket in initial]
 
 
-def train_arms(arms: Arms, recipe: Recipe, dataset: Dataset, seeds: Sequence[int], **options: Any) -> pd.DataFrame:
-    """`tables.train_arms` with the columns `effective_density` (weights on input-output paths) and `empty_layers`.
+def connected_rows(arms: Arms, recipe: Recipe, dataset: Dataset, **options: Any) -> pd.DataFrame:
+    """`arm_rows` with the columns `effective_density` (weights on input-output paths) and `empty_layers`.
 
-    This reads the test split, once a ticket. Raises InputError for an arm without a ticket for each seed.
+    This reads the test split, once a ticket.
     """
     every = [ticket for tickets in arms.values() for ticket in tickets]
-    return tables.train_arms(arms, recipe, dataset, seeds, **options).assign(
+    return arm_rows(arms, recipe, dataset, **options).assign(
         effective_density=[effective_density(ticket) for ticket in every],
         empty_layers=[len(collapsed_layers(ticket)) for ticket in every],
     )
@@ -81,43 +90,37 @@ def method_rows(
     initial: Sequence[Ticket],
     recipe: Recipe,
     dataset: Dataset,
-    seeds: Sequence[int],
     **options: Any,
 ) -> pd.DataFrame:
     """One row per method, arm (options of its sampling), target density and seed, found and trained from `initial`.
 
-    `options` are those of `train_arms`. The asked-for density is `target`; multinomial and Poisson draws meet it only
-    on average (`density`).
+    `options` are those of `connected_rows`. The asked-for density is `target`; multinomial and Poisson draws meet it
+    only on average (`density`).
     """
     parts = []
     for method, ways in methods.items():
         for target in densities:
-            arms = {way: found(method, initial, target, dataset, seeds, **how) for way, how in ways.items()}
-            parts.append(train_arms(arms, recipe, dataset, seeds, method=method, target=target, **options))
+            arms = {way: tickets_of(method, initial, target, dataset, **how) for way, how in ways.items()}
+            parts.append(connected_rows(arms, recipe, dataset, method=method, target=target, **options))
     return pd.concat(parts, ignore_index=True)
 
 
-def sanity_arms(
-    method: str, initial: Sequence[Ticket], density: float, dataset: Dataset, seeds: Sequence[int]
-) -> dict[str, list[Ticket]]:
+def sanity_arms(method: str, initial: Sequence[Ticket], density: float, dataset: Dataset) -> dict[str, list[Ticket]]:
     """The original tickets of a method and, of the same total count, each of SANITY_CHECKS, the inverted score
     and, for methods that read data, each of `sanity.CORRUPTIONS`."""
-    original = found(method, initial, density, dataset, seeds)
-    arms = {"original": original} | controls(original, seeds)
+    original = tickets_of(method, initial, density, dataset)
+    arms = {"original": original} | controls(original)
     if method != "phew":
-        arms["inverted"] = found(method, initial, density, dataset, seeds, invert=True)
+        arms["inverted"] = tickets_of(method, initial, density, dataset, invert=True)
     if method in NEEDS_DATA:
         for corruption in sanity.CORRUPTIONS[1:]:
-            arms[corruption] = found(method, initial, density, dataset, seeds, corruption=corruption)
+            arms[corruption] = tickets_of(method, initial, density, dataset, corruption=corruption)
     return arms
 
 
-def controls(tickets: Sequence[Ticket], seeds: Sequence[int]) -> dict[str, list[Ticket]]:
-    """Each control of `sanity.SANITY_CHECKS` of tickets of any origin."""
-    return {
-        name: [arm(ticket, seed) for ticket, seed in zip(tickets, seeds, strict=True)]
-        for name, arm in SANITY_CHECKS.items()
-    }
+def controls(tickets: Sequence[Ticket]) -> dict[str, list[Ticket]]:
+    """Each control of SANITY_CHECKS of tickets of any origin."""
+    return {label: [control(ticket, name) for ticket in tickets] for label, name in SANITY_CHECKS.items()}
 
 
 def small_dense_rows(
@@ -125,11 +128,11 @@ def small_dense_rows(
 ) -> pd.DataFrame:
     """A dense network of the same family with as many prunable weights as `ticket` keeps, trained for each seed."""
     small = small_dense(ticket.architecture, ticket.kept)
-    rows = train_arms({"small dense": initial_tickets(small, seeds)}, recipe, dataset, seeds, **options)
+    rows = connected_rows({"small dense": initial_tickets(small, seeds)}, recipe, dataset, **options)
     return rows.assign(density=rows["n_free"] / rows["n_free"].max() * ticket.density)
 
 
-def after_training(dense: Sequence[Trained], density: float, seeds: Sequence[int], start_step: int = 0) -> list[Ticket]:
+def after_training(dense: Sequence[Trained], density: float, start_step: int = 0) -> list[Ticket]:
     """Magnitude pruning after training, rewound: the initial values under the mask of the largest trained weights."""
     starts = [run.snapshots[start_step] for run in dense]
     return [
@@ -139,7 +142,7 @@ def after_training(dense: Sequence[Trained], density: float, seeds: Sequence[int
 
 
 def score_rows(
-    initial: Sequence[Ticket], dataset: Dataset, seeds: Sequence[int], density: float, *, examples_per_class: int = 10
+    initial: Sequence[Ticket], dataset: Dataset, density: float, *, examples_per_class: int = 10
 ) -> pd.DataFrame:
     """Agreement of scores at initialization: one row per seed and pair of scores.
 
@@ -148,15 +151,15 @@ def score_rows(
     that with Gaussian images, |w|, SNIP, SynFlow (one iteration).
     """
     rows = []
-    for ticket, seed in zip(initial, seeds, strict=True):
-        scores = _scores(ticket, dataset, seed, examples_per_class)
+    for ticket in initial:
+        scores = _scores(ticket, dataset, examples_per_class)
         masks = {name: select(ticket, one, kept_count(density, ticket.prunable)).masks for name, one in scores.items()}
         ranks = {name: _ranks(one) for name, one in scores.items()}
         for first in scores:
             for second in scores:
                 rows.append(
                     {
-                        "seed": seed,
+                        "seed": ticket.seed,
                         "score": first,
                         "other": second,
                         "spearman": float(ranks[first].corr(ranks[second])),
@@ -167,9 +170,9 @@ def score_rows(
     return pd.DataFrame(rows)
 
 
-def _scores(ticket: Ticket, dataset: Dataset, seed: int, examples_per_class: int) -> dict[str, State]:
-    images, labels = pruning_data(ticket, dataset, seed, examples_per_class=examples_per_class)
-    noise, _ = pruning_data(ticket, None, seed, examples_per_class=examples_per_class, corruption="gaussian")
+def _scores(ticket: Ticket, dataset: Dataset, examples_per_class: int) -> dict[str, State]:
+    images, labels = pruning_data(ticket, dataset, examples_per_class=examples_per_class)
+    noise, _ = pruning_data(ticket, None, examples_per_class=examples_per_class, corruption="gaussian")
     return {
         "sketch": ntk_sketch_scores(ticket, images, probes=None),
         "sketch, noise": ntk_sketch_scores(ticket, noise, probes=None),
@@ -196,11 +199,11 @@ def collapse_rows(
     rows = []
     for method in methods:
         for density in densities:
-            for seed, ticket in zip(seeds, found(method, initial, density, dataset, seeds), strict=True):
+            for ticket in tickets_of(method, initial, density, dataset):
                 empty = collapsed_layers(ticket)
                 rows.append(
                     {
-                        "seed": seed,
+                        "seed": ticket.seed,
                         "model": model,
                         "method": method,
                         "density": density,

@@ -10,18 +10,17 @@ import numpy as np
 import pandas as pd
 
 from lthlib.data import Dataset
-from lthlib.evidence import measure as tables
-from lthlib.finders import dynamic
-from lthlib.finders import imp as magnitude
-from lthlib.finders.imp import Level, Pruning
+from lthlib.evidence.measure import measure, measure_levels
+from lthlib.finders.dynamic import train_dynamic
+from lthlib.finders.imp import Level, Pruning, in_basis, iterative_magnitude_pruning, train_dense
 from lthlib.models import architecture as models
 from lthlib.models.architecture import Architecture
 from lthlib.store import Store
-from lthlib.ticket import Ticket, initial_tickets
+from lthlib.ticket import Ticket, bases_for, initial_tickets
 from lthlib.training.loop import Trained
 from lthlib.training.parallel import Value, values_of
 from lthlib.training.recipe import Recipe
-from lthlib.training.train import pick_device, train
+from lthlib.training.train import train
 
 Chain = list[Level]  # one replicate's levels, the dense one first
 
@@ -34,7 +33,6 @@ class Setting:
     dataset: Dataset
     seeds: Sequence[int]
     pruning: Pruning
-    device: str = "auto"
     store: Store | None = None
 
     def architecture(self, name: str) -> Architecture:
@@ -49,17 +47,9 @@ class Setting:
         """The same with the output layer never pruned."""
         return replace(self, recipe=replace(self.recipe, output_layer="kept"))
 
-    def train(self, ticket: Ticket, seed: int) -> Trained:
+    def train(self, ticket: Ticket) -> Trained:
         """One training, from the rewinding point."""
-        (run,) = train(
-            [ticket],
-            self.recipe,
-            self.dataset,
-            [seed],
-            start_step=self.pruning.rewind_step,
-            device=self.device,
-            store=self.store,
-        )
+        (run,) = train([ticket], self.recipe, self.dataset, start_step=self.pruning.rewind_step, store=self.store)
         return run
 
     def steps(self) -> int:
@@ -67,7 +57,7 @@ class Setting:
         return self.recipe.steps(len(self.dataset.train.labels))
 
 
-def beside(tasks: Sequence[Callable[[], Value]], device: str) -> list[Value]:
+def beside(tasks: Sequence[Callable[[], Value]], setting: Setting) -> list[Value]:
     """The tasks' values in order: on the CPU one core each, beside each other; on another device in turn.
 
     A narrow convolution does not fill two cores, and two that wait for each other at every layer lose more than half.
@@ -76,7 +66,22 @@ def beside(tasks: Sequence[Callable[[], Value]], device: str) -> list[Value]:
     def run(task: Callable[[], Value], stop: Event) -> Value:
         return task()
 
-    return list(values_of([partial(run, task) for task in tasks], pick_device(device)))
+    return list(values_of([partial(run, task) for task in tasks], setting.dataset.device))
+
+
+def pruning_levels(initial: Sequence[Ticket], setting: Setting, basis: str = "canonical") -> list[Level]:
+    """Iterative magnitude pruning of dense tickets in the bases of a rule, the dense level first.
+
+    SGD's dense training is the same in every orthonormal basis, so that all share one; other optimizers train the
+    dense network in the basis.
+    """
+    turns = setting.recipe.optimizer != "sgd"
+    if turns:
+        initial = [ticket.in_bases(bases_for(ticket, basis)) for ticket in initial]
+    shared = (setting.recipe, setting.dataset)
+    dense = train_dense(initial, *shared, rewind_step=setting.pruning.rewind_step, store=setting.store)
+    dense = dense if turns else in_basis(dense, basis)
+    return list(iterative_magnitude_pruning(dense, *shared, setting.pruning, store=setting.store))
 
 
 def chains(names: Iterable[str], setting: Setting, basis: str = "canonical") -> dict[str, list[Chain]]:
@@ -85,16 +90,10 @@ def chains(names: Iterable[str], setting: Setting, basis: str = "canonical") -> 
 
     def work(name: str, seed: int) -> Chain:
         initial = initial_tickets(setting.architecture(name), [seed])
-        options: dict[str, Any] = {"device": setting.device, "store": setting.store}
-        start = setting.pruning.rewind_step
-        dense = magnitude.train_dense(initial, setting.recipe, setting.dataset, [seed], rewind_step=start, **options)
-        seen = magnitude.in_basis(dense, basis)
-        return list(
-            magnitude.iterative_magnitude_pruning(seen, setting.recipe, setting.dataset, setting.pruning, **options)
-        )
+        return pruning_levels(initial, setting, basis)
 
     tasks = [partial(work, name, seed) for name in listed for seed in setting.seeds]
-    found = beside(tasks, setting.device)
+    found = beside(tasks, setting)
     n = len(setting.seeds)
     return {name: found[place * n : (place + 1) * n] for place, name in enumerate(listed)}
 
@@ -102,11 +101,11 @@ def chains(names: Iterable[str], setting: Setting, basis: str = "canonical") -> 
 def chain_rows(found: Mapping[str, Sequence[Chain]], setting: Setting, **columns: Any) -> pd.DataFrame:
     """One row per network, seed and level: the direct tickets, level 0 the dense network."""
     parts = [
-        partial(tables.measure_levels, chain, setting.dataset, setting.device, source=name, target=name, **columns)
+        partial(measure_levels, chain, setting.dataset, source=name, target=name, **columns)
         for name, by_seed in found.items()
         for chain in by_seed
     ]
-    rows = pd.concat(beside(parts, setting.device), ignore_index=True)
+    rows = pd.concat(beside(parts, setting), ignore_index=True)
     return rows.assign(arm=np.where(rows["round"] == 0, "dense", "direct"))
 
 
@@ -123,30 +122,47 @@ class Arm:
 def train_arms(arms: Sequence[Arm], setting: Setting) -> tuple[pd.DataFrame, list[list[Trained]]]:
     """Trains all arms beside each other: their rows, and each arm's trainings."""
 
-    def work(one: Arm, place: int) -> tuple[pd.DataFrame, Trained]:
-        ticket, seed = one.tickets[place], setting.seeds[place]
-        if one.method:
-            (run,) = dynamic.train_dynamic(
-                [ticket],
-                one.densities[place],
-                one.method,
-                setting.recipe,
-                setting.dataset,
-                [seed],
-                device=setting.device,
-                store=setting.store,
-                interval=interval(setting),
-            )
+    def work(arm: Arm, place: int) -> tuple[pd.DataFrame, Trained]:
+        ticket = arm.tickets[place]
+        if arm.method:
+            (run,) = train_dynamic(
+                [ticket], arm.densities[place], arm.method, setting.recipe, setting.dataset,
+                store=setting.store, interval=interval(setting),
+            )  # fmt: skip
             ticket = run.ticket
         else:
-            run = setting.train(ticket, seed)
-        return tables.measure([ticket], [run], setting.dataset, setting.device, **one.columns), run
+            run = setting.train(ticket)
+        return measure([ticket], [run], setting.dataset, **arm.columns), run
 
-    tasks = [partial(work, one, place) for one in arms for place in range(len(setting.seeds))]
-    found = beside(tasks, setting.device)
+    tasks = [partial(work, arm, place) for arm in arms for place in range(len(setting.seeds))]
+    measured = beside(tasks, setting)
     n = len(setting.seeds)
-    rows = pd.concat([row for row, _ in found], ignore_index=True)
-    return rows, [[run for _, run in found[place * n : (place + 1) * n]] for place in range(len(arms))]
+    rows = pd.concat([row for row, _ in measured], ignore_index=True)
+    return rows, [[run for _, run in measured[place * n : (place + 1) * n]] for place in range(len(arms))]
+
+
+def arm_rows(
+    arms: Mapping[str, Sequence[Ticket]],
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    column: str = "arm",
+    start_step: int = 0,
+    store: Store | None = None,
+    progress: str = "",
+    **columns: Any,
+) -> pd.DataFrame:
+    """Trains all arms (name to its tickets, one a replicate) in one call, which stacks them, and measures each.
+
+    `column` holds the arm's name, `columns` are the same in every row.
+    """
+    every = [ticket for tickets in arms.values() for ticket in tickets]
+    trained = train(every, recipe, dataset, start_step=start_step, store=store, progress=progress)
+    parts = []
+    for name, tickets in arms.items():
+        runs, trained = trained[: len(tickets)], trained[len(tickets) :]
+        parts.append(measure(tickets, runs, dataset, **{column: name}, **columns))
+    return pd.concat(parts, ignore_index=True)
 
 
 def interval(setting: Setting) -> int:

@@ -24,7 +24,7 @@ from lthlib.theory.strong.construct import Construction, construct
 from lthlib.theory.strong.error_bounds import error_bound
 from lthlib.theory.strong.search import Search
 from lthlib.theory.strong.sources import source
-from lthlib.ticket import Ticket, dense_ticket
+from lthlib.ticket import Ticket, dense_ticket, initial_tickets
 from lthlib.training.loop import Trained
 from lthlib.training.recipe import Recipe
 from lthlib.training.train import evaluate, train
@@ -64,15 +64,13 @@ def targets(
     recipe: Recipe,
     seeds: Sequence[int],
     *,
-    device: str = "auto",
     store: Store | None = None,
 ) -> list[Trained]:
     """Trained target networks, one a seed: a model's name, or a text of `strong_sources` (layers joined by dashes)."""
     shape, classes = dataset.input_shape, dataset.classes
     own = name.startswith(("flatten-", "conv")) and "linear" in name
     made = source(name, shape, classes) if own else architecture(name, shape, classes)
-    fresh = [dense_ticket(made, initial_state(made, seed)) for seed in seeds]
-    return train(fresh, recipe, dataset, seeds, device=device, store=store)
+    return train(initial_tickets(made, seeds), recipe, dataset, store=store)
 
 
 def constructions(
@@ -81,7 +79,6 @@ def constructions(
     dataset: Dataset,
     *,
     keep: Sequence[str] = (),
-    device: str = "auto",
     inputs: int = 100,
 ) -> tuple[pd.DataFrame, dict[str, list[Construction]], pd.DataFrame]:
     """Every way for every trained target: rows, the constructions of the ways to `keep`, and seconds and solves/s.
@@ -90,7 +87,7 @@ def constructions(
     target's numbers, kept a weight, solves, unreached, sup error over `inputs` test images with the bound that the
     weights' errors give, test accuracy of the ticket and, as `delta`, minus that of its target.
     """
-    exact = evaluate([run.ticket for run in trained], dataset, "test", device=device)
+    exact = evaluate([run.ticket for run in trained], dataset, "test")
     images = dataset.normalised("test")[:inputs]
     rows: list[dict[str, Any]] = [
         {"arm": TARGET, "seed": run.seed, "accuracy": one.accuracy, "delta": 0.0}
@@ -101,7 +98,7 @@ def constructions(
     for name, way in chosen.items():
         for run, one in zip(trained, exact, strict=True):
             found, seconds = _timed(run.ticket, way, run.seed)
-            (test,) = evaluate([found.ticket], dataset, "test", device=device)
+            (test,) = evaluate([found.ticket], dataset, "test")
             accuracy = {"accuracy": test.accuracy, "delta": test.accuracy - one.accuracy}
             rows.append({"arm": name, "seed": run.seed} | row_of(found, images) | accuracy)
             speeds.append({"arm": name, "seconds": seconds, "solves": found.solves})
@@ -136,7 +133,7 @@ def row_of(found: Construction, images: Tensor) -> dict[str, Any]:
 
 
 def controls(
-    trained: Sequence[Trained], made: Mapping[str, Sequence[Construction]], dataset: Dataset, eps: float, device: str
+    trained: Sequence[Trained], made: Mapping[str, Sequence[Construction]], dataset: Dataset, eps: float
 ) -> pd.DataFrame:
     """What a constructed ticket is not: rows (arm, seed, density, accuracy).
 
@@ -150,7 +147,7 @@ def controls(
             own = parts[place].ticket
             sizes = {layer: int(mask.sum()) for layer, mask in own.masks.items()}
             largest = own.with_masks(keep_top({n: c.abs() for n, c in own.coefficients.items()}, sizes))
-            tickets += [layerwise_shuffled(own, run.seed), largest]
+            tickets += [layerwise_shuffled(own), largest]
             labels = (f"random mask on its source: {name}", f"largest weights of its source: {name}")
             rows += [{"arm": label, "seed": run.seed, "density": own.density} for label in labels]
         weights = run.ticket.coefficients
@@ -162,7 +159,7 @@ def controls(
         for label, state in (("target, rounded to 0 up to eps", rounded), ("target, moved by U[-eps, eps]", moved)):
             tickets.append(replace(run.ticket, coefficients=state))
             rows.append({"arm": label, "seed": run.seed, "density": 1.0})
-    found = evaluate(tickets, dataset, "test", device=device)
+    found = evaluate(tickets, dataset, "test")
     return pd.DataFrame([row | {"accuracy": one.accuracy} for row, one in zip(rows, found, strict=True)])
 
 
@@ -200,7 +197,6 @@ def found_on_the_same_source(
     epochs: float,
     *,
     same_source: bool = False,
-    device: str = "auto",
     store: Store | None = None,
 ) -> pd.DataFrame:
     """Edge-popup at a constructed ticket's own density: rows (arm, architecture, seed, density, accuracy).
@@ -223,11 +219,9 @@ def found_on_the_same_source(
                 settings,
                 popup.recipe,
                 dataset,
-                [run.seed],
-                device=device,
                 store=store,
             )
-            (test,) = evaluate([found.ticket], dataset, "test", device=device)
+            (test,) = evaluate([found.ticket], dataset, "test")
             rows.append({"arm": f"edge-popup on the {'source' if same_source else 'target'}'s architecture",
                          "beside": name, "seed": run.seed, "density": found.ticket.density,
                          "accuracy": test.accuracy})  # fmt: skip

@@ -32,7 +32,7 @@ RANDOM, DENSE, ONE_SHOT = "random mask", "dense, trained", "large final, same si
 
 
 @dataclass(frozen=True)
-class Arm:
+class FinderArm:
     """One finder of a table: its settings (density is the table's), its recipe and the source that it searches.
 
     `scale_fan` scales the source's weights for each density; see `random_source` for `scheme` and `bias_scale`.
@@ -50,7 +50,7 @@ class Arm:
         return random_source(architecture, seed, self.scheme, scale_fan=fan, bias_scale=self.bias_scale)
 
 
-def arms(epochs: float, batch_size: int = 64, evaluations: int = 10) -> dict[str, Arm]:
+def arms(epochs: float, batch_size: int = 64, evaluations: int = 10) -> dict[str, FinderArm]:
     """The finders of the notebook with their papers' settings, for searches of `epochs`.
 
     Gem-Miner's rate is 5 instead of 0.1: its scores start all over [0, 1], and must cross it in so few steps.
@@ -61,24 +61,23 @@ def arms(epochs: float, batch_size: int = 64, evaluations: int = 10) -> dict[str
     }
     popup, gem = recipes["edge-popup"], replace(recipes["gem-miner"], learning_rate=5.0)
     return {
-        "edge-popup": Arm(Supermask("edge-popup"), popup),
-        "edge-popup, signed constant": Arm(Supermask("edge-popup"), popup, "signed_constant", scale_fan=True),
-        "edge-popup, biases": Arm(Supermask("edge-popup", prune_biases=True), popup, bias_scale=1.0),
-        "supermask": Arm(Supermask("supermask"), recipes["supermask"]),
-        "biprop": Arm(Supermask("biprop"), recipes["biprop"]),
-        "gem-miner": Arm(Supermask("gem-miner"), gem, "signed_constant"),
+        "edge-popup": FinderArm(Supermask("edge-popup"), popup),
+        "edge-popup, signed constant": FinderArm(Supermask("edge-popup"), popup, "signed_constant", scale_fan=True),
+        "edge-popup, biases": FinderArm(Supermask("edge-popup", prune_biases=True), popup, bias_scale=1.0),
+        "supermask": FinderArm(Supermask("supermask"), recipes["supermask"]),
+        "biprop": FinderArm(Supermask("biprop"), recipes["biprop"]),
+        "gem-miner": FinderArm(Supermask("gem-miner"), gem, "signed_constant"),
     }
 
 
 def finder_table(
     architecture: Architecture,
     dataset: Dataset,
-    finders: Mapping[str, Arm],
+    finders: Mapping[str, FinderArm],
     densities: Sequence[float],
     seeds: Sequence[int],
     dense_recipe: Recipe,
     *,
-    device: str = "auto",
     store: Store | None = None,
     progress: str = "",
 ) -> pd.DataFrame:
@@ -90,7 +89,7 @@ def finder_table(
     """
     if not densities or not seeds:
         raise InputError("a table of finders needs at least one density and one seed")
-    labels: list[tuple[str, float, int]] = []
+    labels: list[str] = []
     tickets: list[Ticket] = []
     judged: list[float] = []
     for label, arm in finders.items():
@@ -98,28 +97,25 @@ def finder_table(
             sources = [arm.source(architecture, seed, density) for seed in seeds]
             settings = replace(arm.settings, density=density)
             name = f"{progress} {label} {density:.3g}" if progress else ""
-            found = find_supermasks(
-                sources, settings, arm.recipe, dataset, seeds, device=device, store=store, progress=name
-            )
-            labels += [(label, density, seed) for seed in seeds]
-            tickets += [run.ticket for run in found]
-            judged += [run.history[-1]["validation_accuracy"] for run in found]
+            searches = find_supermasks(sources, settings, arm.recipe, dataset, store=store, progress=name)
+            labels += [label] * len(seeds)
+            tickets += [search.ticket for search in searches]
+            judged += [search.history[-1]["validation_accuracy"] for search in searches]
     plain = [random_source(architecture, seed) for seed in seeds]
-    dense = train(plain, dense_recipe, dataset, seeds, device=device, store=store, progress=progress)
-    baselines: list[tuple[str, float, int, Ticket]] = []
-    for source, run, seed in zip(plain, dense, seeds, strict=True):
-        baselines += [(RANDOM, 1.0, seed, source), (DENSE, 1.0, seed, run.ticket)]
+    dense = train(plain, dense_recipe, dataset, store=store, progress=progress)
+    baselines: list[tuple[str, Ticket]] = []
+    for source, run in zip(plain, dense, strict=True):
+        baselines += [(RANDOM, source), (DENSE, run.ticket)]
         for density in densities:
             if density < 1:
-                masked = find(source, density, "uniform", seed=seed, device=device)
-                one_shot = large_final_same_sign(source, run.ticket, density)
-                baselines += [(RANDOM, density, seed, masked), (ONE_SHOT, density, seed, one_shot)]
-    labels += [(label, density, seed) for label, density, seed, _ in baselines]
-    tickets += [ticket for *_, ticket in baselines]
-    judged += [one.accuracy for one in evaluate([row[3] for row in baselines], dataset, "validation", device=device)]
+                baselines.append((RANDOM, find(source, density, "uniform")))
+                baselines.append((ONE_SHOT, large_final_same_sign(source, run.ticket, density)))
+    labels += [label for label, _ in baselines]
+    judged += [result.accuracy for result in evaluate([ticket for _, ticket in baselines], dataset, "validation")]
+    tickets += [ticket for _, ticket in baselines]
     rows = []
-    for (label, _, seed), ticket, validation, test in zip(
-        labels, tickets, judged, evaluate(tickets, dataset, "test", device=device), strict=True
+    for label, ticket, validation, test in zip(
+        labels, tickets, judged, evaluate(tickets, dataset, "test"), strict=True
     ):
         rows.append(
             {
@@ -127,7 +123,7 @@ def finder_table(
                 "dataset": dataset.label,
                 "finder": label,
                 "density": ticket.density,
-                "seed": seed,
+                "seed": ticket.seed,
                 "accuracy": test.accuracy,
                 "loss": test.loss,
                 "validation_accuracy": validation,
@@ -137,13 +133,13 @@ def finder_table(
     return pd.DataFrame(rows)
 
 
-def curve_rows(found: Sequence[Found], **columns: Any) -> pd.DataFrame:
+def curve_rows(searches: Sequence[Found], **columns: Any) -> pd.DataFrame:
     """The searches' histories as rows, one per evaluation, with the seed; `columns` are added to each."""
-    return pd.DataFrame([{"seed": run.seed} | row | columns for run in found for row in run.history])
+    return pd.DataFrame([{"seed": run.seed} | row | columns for run in searches for row in run.history])
 
 
 def planted_table(
-    finders: Mapping[str, Arm],
+    finders: Mapping[str, FinderArm],
     seeds: Sequence[int],
     *,
     tasks: Sequence[str] = TASKS,
@@ -152,7 +148,6 @@ def planted_table(
     layers: Sequence[str] = ("planted", "equal", "global"),
     densities: Sequence[float] = (),
     count: int = 10_000,
-    device: str = "auto",
     store: Store | None = None,
 ) -> pd.DataFrame:
     """One row per task, finder, layer counts, density and seed: how near each comes to the planted ticket.
@@ -168,7 +163,7 @@ def planted_table(
         hidden = [plant(task, depth, width, seed) for seed in seeds]
         # One draw of the data for all replicates, as with any data set.
         shown = samples(hidden[0], 0, count)
-        found = _unsearched(hidden, shown, seeds, device)
+        found = _unsearched(hidden, shown)
         for label, arm in finders.items():
             # The planted counts are the target's, whatever the seed.
             asked = [(kind, hidden[0].settings(arm.settings.method, kind)) for kind in layers]
@@ -176,32 +171,27 @@ def planted_table(
             for kind, wish in asked:
                 settings = replace(arm.settings, density=wish.density, scope=wish.scope, counts=wish.counts)
                 sources = [one.source for one in hidden]
-                runs = find_supermasks(sources, settings, arm.recipe, shown, seeds, device=device, store=store)
+                runs = find_supermasks(sources, settings, arm.recipe, shown, store=store)
                 found.append((label, kind, [run.ticket for run in runs]))
         rows += [
-            {"task": task, "finder": label, "layers": kind, "seed": seed} | compare(one, ticket, shown)
+            {"task": task, "finder": label, "layers": kind, "seed": ticket.seed} | compare(one, ticket, shown)
             for label, kind, tickets in found
-            for one, ticket, seed in zip(hidden, tickets, seeds, strict=True)
+            for one, ticket in zip(hidden, tickets, strict=True)
         ]
     return pd.DataFrame(rows)
 
 
-def _unsearched(
-    hidden: Sequence[Planted], shown: Task, seeds: Sequence[int], device: str
-) -> list[tuple[str, str, list[Ticket]]]:
+def _unsearched(hidden: Sequence[Planted], shown: Task) -> list[tuple[str, str, list[Ticket]]]:
     """Finder, layer counts and tickets of what needs no search."""
     counts = counts_of(hidden[0].ticket.masks)
     largest = [keep_top({name: c.abs() for name, c in one.source.coefficients.items()}, counts) for one in hidden]
     found = [
         ("planted", "planted", [one.ticket for one in hidden]),
-        (RANDOM, "planted", [layerwise_shuffled(one.ticket, seed) for one, seed in zip(hidden, seeds, strict=True)]),
+        (RANDOM, "planted", [layerwise_shuffled(one.ticket) for one in hidden]),
         ("magnitude", "planted", [one.source.with_masks(m) for one, m in zip(hidden, largest, strict=True)]),
     ]
     if shown.targets.dim() == 1:
         dataset = as_dataset(hidden[0], shown)
-        chosen = [
-            find(one.source, one.ticket.density, "snip", dataset, seed, device=device, keep_one=True)
-            for one, seed in zip(hidden, seeds, strict=True)
-        ]
+        chosen = [find(one.source, one.ticket.density, "snip", dataset, keep_one=True) for one in hidden]
         found.append(("snip", "global", chosen))
     return found

@@ -19,14 +19,13 @@ from lthlib.errors import InputError, unknown
 from lthlib.finders.controls import layerwise_shuffled
 from lthlib.finders.supermask import Supermask, find_supermasks, random_source
 from lthlib.models import architecture as models
-from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
 from lthlib.store import Store
 from lthlib.theory.universal.chains import UniversalTicket
 from lthlib.theory.universal.construct import Design, polynomial_ticket
 from lthlib.theory.universal.univariate import Pruning
 from lthlib.theory.universal.universality import least_squares
-from lthlib.ticket import Ticket, dense_ticket
+from lthlib.ticket import Ticket, initial_tickets
 from lthlib.training.recipe import Recipe
 from lthlib.training.train import evaluate, train
 
@@ -157,7 +156,6 @@ def image_features(
     seed: int,
     recipe: Recipe,
     store: Store | None = None,
-    device: str = "auto",
     folder: Path | None = None,
 ) -> Callable[[ImageTask, str], Array]:
     """The features of an arm: a map of (task, split) to an array (n, features).
@@ -181,7 +179,7 @@ def image_features(
     name = f"lenet-{features}"
     if arm == "random features":
         architecture = models.architecture(name, (1, SIDE, SIDE), 10)
-        untrained = dense_ticket(architecture, initial_state(architecture, seed))
+        (untrained,) = initial_tickets(architecture, [seed])
         return lambda task, split: network_features(untrained, task.dataset)(split)
     if arm not in FOUND_ON_TASKS:
         arms = ("universal ticket", "exact basis", "pixels", "random features", *FOUND_ON_TASKS)
@@ -190,15 +188,13 @@ def image_features(
         raise InputError(f"arm {arm!r} is found on a task with classes, not on {found_on and found_on.name!r}")
     architecture = models.architecture(name, (1, SIDE, SIDE), found_on.classes)
     if arm == "trained":
-        start = dense_ticket(architecture, initial_state(architecture, seed))
-        (trained,) = train([start], recipe, found_on.dataset, [seed], device=device, store=store)
-        found = trained.ticket
+        (trained,) = train(initial_tickets(architecture, [seed]), recipe, found_on.dataset, store=store)
+        network = trained.ticket
     else:
         source = random_source(architecture, seed)
-        (mask,) = find_supermasks([source], Supermask(density=0.5), recipe, found_on.dataset, [seed], device=device,
-                                  store=store)  # fmt: skip
-        found = mask.ticket
-    return lambda task, split: network_features(found, task.dataset)(split)
+        (search,) = find_supermasks([source], Supermask(density=0.5), recipe, found_on.dataset, store=store)
+        network = search.ticket
+    return lambda task, split: network_features(network, task.dataset)(split)
 
 
 def read_out(features: Callable[[ImageTask, str], Array], task: ImageTask) -> float:
@@ -226,7 +222,6 @@ def transfer_rows(
     recipe: Recipe,
     popup_recipe: Recipe,
     store: Store | None = None,
-    device: str = "auto",
     folder: Path | None = None,
 ) -> list[dict[str, Any]]:
     """The transfer matrix: one row an arm, the task it was found on, the task it is read out on, and a seed.
@@ -241,7 +236,7 @@ def transfer_rows(
         found = [(arm, task) for arm in FOUND_ON_TASKS for task in tasks if task.classes]
         for arm, found_on in [*arms, *found]:
             made = image_features(arm, found_on, features, seed, popup_recipe if arm == "edge-popup" else recipe,
-                                  store, device, folder)  # fmt: skip
+                                  store, folder)  # fmt: skip
             label = arm if found_on is None else f"{arm} on {found_on.name}"
             for task in tasks:
                 count = SIDE * SIDE if arm == "pixels" else features
@@ -252,7 +247,7 @@ def transfer_rows(
 
 
 def reconstructed_rows(
-    dataset: Dataset, seeds: Sequence[int], recipe: Recipe, store: Store | None = None, device: str = "auto"
+    dataset: Dataset, seeds: Sequence[int], recipe: Recipe, store: Store | None = None
 ) -> list[dict[str, Any]]:
     """Edge-popup at density 0.5 on both reconstructed architectures (non-zero biases, pruned too): test accuracies.
 
@@ -264,11 +259,10 @@ def reconstructed_rows(
         architecture = models.architecture(f"lthlib.models.reconstructed:{name}", dataset.input_shape, dataset.classes)
         sources = [random_source(architecture, seed, bias_scale=1.0) for seed in seeds]
         settings = Supermask(density=0.5, prune_biases=True)
-        found = find_supermasks(sources, settings, recipe, dataset, seeds, device=device, store=store)
-        masked = [one.ticket for one in found]
-        random = [layerwise_shuffled(source.with_masks(ticket.masks), seed)
-                  for source, ticket, seed in zip(sources, masked, seeds, strict=True)]  # fmt: skip
+        masked = [search.ticket for search in find_supermasks(sources, settings, recipe, dataset, store=store)]
+        random = [layerwise_shuffled(source.with_masks(ticket.masks))
+                  for source, ticket in zip(sources, masked, strict=True)]  # fmt: skip
         for arm, tickets in (("edge-popup", masked), ("random mask", random)):
-            for seed, one in zip(seeds, evaluate(tickets, dataset, "test", device=device), strict=True):
-                rows.append({"architecture": name, "arm": arm, "seed": seed, "accuracy": one.accuracy})
+            for ticket, test in zip(tickets, evaluate(tickets, dataset, "test"), strict=True):
+                rows.append({"architecture": name, "arm": arm, "seed": ticket.seed, "accuracy": test.accuracy})
     return rows

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Event, Thread
 
 from lthlib.data import Dataset
@@ -60,7 +61,7 @@ def train_watched(
 
     Raises Cancelled once `stop` is set.
     """
-    (trained,) = train([ticket], recipe, dataset, [seed], mask_updates=Watch(progress, stop), device="cpu")
+    (trained,) = train([replace(ticket, seed=seed)], recipe, dataset, mask_updates=Watch(progress, stop))
     return trained
 
 

@@ -51,7 +51,7 @@ class ElasticFacts:
 def example_ticket(name: str, density: float) -> Ticket:
     """An untrained network under a random Erdos-Renyi-kernel mask: no winning ticket, but real counts."""
     net = architecture(name, INPUT, CLASSES)
-    return saliency.find(dense_ticket(net, initial_state(net, 0)), density, "erk", device="cpu")
+    return saliency.find(dense_ticket(net, initial_state(net, 0)), density, "erk")
 
 
 def elastic_facts(

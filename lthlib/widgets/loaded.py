@@ -89,7 +89,7 @@ def small() -> Loaded:
     digits = data.load("digits")
     net = models.architecture("lenet-300-100", digits.input_shape, digits.classes)
     recipe = Recipe(learning_rate=0.05, epochs=6.0)
-    dense = train_dense(initial_tickets(net, [0, 1]), recipe, digits, [0, 1], device="cpu")
+    dense = train_dense(initial_tickets(net, [0, 1]), recipe, digits)
     return Loaded(tuple(dense), digits, recipe)
 
 

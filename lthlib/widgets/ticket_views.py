@@ -69,11 +69,11 @@ Scores = Callable[[Trained, Ticket, Ticket, Loaded], State]
 
 
 def _snip(run: Trained, start: Ticket, _: Ticket, source: Loaded) -> State:
-    return snip_scores(start, *pruning_data(start, source.dataset, run.seed))
+    return snip_scores(start, *pruning_data(start, source.dataset))
 
 
 def _grasp(run: Trained, start: Ticket, _: Ticket, source: Loaded) -> State:
-    return grasp_scores(start, *pruning_data(start, source.dataset, run.seed))
+    return grasp_scores(start, *pruning_data(start, source.dataset))
 
 
 FINDERS: dict[str, Scores] = {

@@ -152,7 +152,7 @@ def construct(
         parts, text, rows = _two_layers(nodes, search, tolerances, seed, signed_inputs)
     else:
         parts, text, rows = _depth_plus_one(nodes, search, tolerances, seed, signed_inputs)
-    return _assembled(source(text, shape, classes), parts, nodes, pd.DataFrame(rows), kind)
+    return _assembled(source(text, shape, classes), parts, nodes, pd.DataFrame(rows), kind, seed)
 
 
 def _assembled(
@@ -161,6 +161,7 @@ def _assembled(
     nodes: tuple[Node, ...],
     rows: pd.DataFrame,
     kind: str,
+    seed: int,
 ) -> Construction:
     names = prunable(architecture)
     weights = {name: torch.from_numpy(part.weight) for name, part in zip(names, parts, strict=True)}
@@ -173,6 +174,7 @@ def _assembled(
         coefficients=weights,
         masks={name: torch.from_numpy(part.mask) for name, part in zip(names, parts, strict=True)},
         rest={name: bias * kept[name] for name, bias in drawn.items()},
+        seed=seed,
     )
     return Construction(ticket, nodes, rows, drawn, kept, kind)
 

@@ -37,7 +37,7 @@ def equivariant_target(
     layers = "-".join(f"sets{width}-relu" if sets else f"cyclic{width}k1x3-relu" for width in widths)
     shape = (channels, members, 1) if sets else (channels, 1, members)
     network = source(f"{layers}-mean-linear{classes}", shape, classes)
-    return dense_ticket(network, initial_state(network, seed))
+    return dense_ticket(network, initial_state(network, seed), seed=seed)
 
 
 @torch.no_grad()
