@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from lthlib.errors import InputError, unknown
 from lthlib.randomness import generator
-from lthlib.store import Store, key
+from lthlib.store import Store, key, project_path
 
 VALID_DATASETS = ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100", "svhn", "folder:PATH")
 SPLITS = ("train", "validation", "test")
@@ -159,14 +159,15 @@ def load(
     fixed order in which every prefix is as class-stratified as its size allows. `mean` and `std` are those of the
     training images kept. Raises InputError: unknown name, files missing or damaged, sizes out of range.
     """
+    place = project_path(data_dir)
     if name == "digits":
         train, validation, test, augmentation = *_digits(), "none"
     elif name in _TORCHVISION:
-        train, test = _torchvision(name, Path(data_dir), download)
+        train, test = _torchvision(name, place, download)
         train, validation = _hold_out(train, VALIDATION)
         augmentation = _TORCHVISION[name][2]
     elif name.startswith("folder:") and name != "folder:":
-        train, test = _folder(Path(name.removeprefix("folder:")).expanduser(), Path(data_dir))
+        train, test = _folder(Path(name.removeprefix("folder:")).expanduser(), place)
         train, validation = _hold_out(train, max(1, min(VALIDATION, len(train.labels) // 10)))
         augmentation = "crop-flip"
     else:

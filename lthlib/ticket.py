@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lthlib import basis as bases_room
 from lthlib.basis import Basis, bases
+from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
 from lthlib.models.architecture import Architecture, build, prunable
 from lthlib.models.architecture import architecture as named_architecture
@@ -326,6 +327,18 @@ def initial_tickets(
         dense_ticket(architecture, initial_state(architecture, _redrawn(seed, stream), scheme), seed=seed)
         for seed in seeds
     ]
+
+
+def tickets(
+    model: str | Architecture, data: Dataset, seeds: int | Sequence[int] = 5, scheme: str = "kaiming_normal"
+) -> list[Ticket]:
+    """The dense tickets of a model for a data set, one a replicate: `seeds` are their number, or the seeds themselves.
+
+    `model` is a name, such as "lenet-300-100", or an `architecture` of the data's shape and classes.
+    """
+    if not isinstance(model, Architecture):
+        model = named_architecture(model, data.input_shape, data.classes)
+    return initial_tickets(model, range(seeds) if isinstance(seeds, int) else seeds, scheme)
 
 
 def _redrawn(seed: int, stream: str) -> int:

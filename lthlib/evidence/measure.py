@@ -12,6 +12,7 @@ from lthlib.axes import Axis
 from lthlib.basis import Kronecker
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
+from lthlib.evidence.intervals import Interval, mean_interval
 from lthlib.finders.imp import Level
 from lthlib.finders.structured import multiply_accumulates_of, stored_numbers_of
 from lthlib.models.architecture import multiply_accumulates
@@ -49,6 +50,14 @@ def measure(tickets: Sequence[Ticket], trained: Sequence[Trained], dataset: Data
             | columns
         )
     return pd.DataFrame(rows)
+
+
+def accuracy(trained: Sequence[Trained], data: Dataset, split: str = "test") -> Interval:
+    """Mean accuracy (percent) of trained tickets on a split, over replicates, with its 95 % interval.
+
+    The test split is to be read once, at the end.
+    """
+    return mean_interval([result.accuracy for result in evaluate([run.ticket for run in trained], data, split)])
 
 
 def measure_levels(levels: Sequence[Level], dataset: Dataset, **columns: Any) -> pd.DataFrame:

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +15,15 @@ import pyarrow.parquet as pq
 
 from lthlib import store
 from lthlib.errors import InputError, unknown
+from lthlib.evidence.claims import Decision, decide, ledger, part_table
+from lthlib.evidence.statements import stated, statement_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas.io.formats.style import Styler
 
 METRICS, CLAIMS = "metrics.parquet", "claims.json"
+NOTEBOOK = "LTH_NOTEBOOK"  # in the environment of a kernel that the runner starts: the notebook's name
 CLAIM_FIELDS = (
     "id",
     "claim",
@@ -34,6 +40,69 @@ CLAIM_FIELDS = (
 VERDICTS = ("supported", "not supported", "inconclusive")
 
 
+class Results:
+    """A notebook's folder of results, its claims as stated beforehand, and what it decides.
+
+    `profile` and `out_dir` are the notebook's parameters: results go to `out_dir`, or, where that is empty, to
+    results/<profile>/<notebook>. `notebook` is found by itself in JupyterLab, VS Code and the runner. `margins` are the
+    numbers of margins that the stated claims name, such as `margin=1.0`. Raises InputError where the notebook's name
+    cannot be told, or is no folder name.
+    """
+
+    def __init__(self, profile: str = "quick", out_dir: Path | str = "", notebook: str = "", **margins: float) -> None:
+        self.notebook = notebook or _running_notebook() or Path(out_dir).name
+        if not self.notebook:
+            raise InputError("the notebook's name cannot be told here: Results(..., notebook='my_notebook')")
+        self.profile = profile
+        self.folder = store.project_path(output_folder(out_dir, profile, self.notebook))
+        self.claims = stated(self.notebook, **margins)
+        self.store = store.Store(self.folder / "store")
+        self.decisions: list[Decision] = []
+
+    def statements(self) -> "Styler":
+        """What will be decided, and how: to be shown before the first result."""
+        return statement_table(self.claims)
+
+    def figure(self, figure: "Figure", name: str) -> "Figure":
+        """Saves the figure as NAME.png and NAME.svg (`save_figure`), and gives it back to be shown."""
+        save_figure(figure, name, self.folder)
+        return figure
+
+    def decide(self, claim_id: str, evidence: Any) -> Decision:
+        """Decides a stated claim from `evidence` (`claims.decide`). Raises InputError for an id that is not stated."""
+        if claim_id not in self.claims:
+            raise unknown(f"claim of {self.notebook}", claim_id, self.claims)
+        self.decisions.append(decide(self.claims[claim_id], evidence))
+        return self.decisions[-1]
+
+    def parts(self, *claim_ids: str) -> pd.DataFrame:
+        """The parts of decided claims (default: the last one's), a row each, rounded to three digits."""
+        decided = {decision.claim.id: decision for decision in self.decisions}
+        chosen = [decided[claim_id] for claim_id in claim_ids] or self.decisions[-1:]
+        tables = [part_table(decision).assign(claim=decision.claim.id) for decision in chosen]
+        return pd.concat(tables, ignore_index=True).round(3)
+
+    def table(self, rows: pd.DataFrame | Mapping[str, pd.DataFrame]) -> None:
+        """Saves the tidy table as `metrics.parquet`; of several tables each gets its name as `section`."""
+        if isinstance(rows, Mapping):
+            rows = pd.concat([part.assign(section=name) for name, part in rows.items()], ignore_index=True)
+        save_metrics(rows, self.folder)
+
+    def verdicts(self, dataset: str) -> "Styler":
+        """Saves all decisions as `claims.json`, Holm-corrected, and gives them as a table: a notebook's last cell."""
+        from lthlib.evidence.grids import verdict_table  # matplotlib: half a second of start-up
+
+        records = ledger(self.decisions, dataset, self.profile)
+        save_claims(records, self.folder)
+        return verdict_table(records)
+
+
+def _running_notebook() -> str:
+    """The name of the notebook that this kernel runs, without its ending; nothing where nobody says."""
+    shown_by = getattr(sys.modules.get("__main__"), "__vsc_ipynb_file__", "")
+    return Path(os.environ.get(NOTEBOOK) or os.environ.get("JPY_SESSION_NAME") or shown_by).stem
+
+
 def output_folder(out_dir: Path | str, profile: str, notebook: str) -> Path:
     """A notebook's folder: `out_dir`, or, where that is empty, results/<profile>/<notebook> at the project's root.
 
@@ -44,9 +113,7 @@ def output_folder(out_dir: Path | str, profile: str, notebook: str) -> Path:
     for kind, name in (("profile", profile), ("notebook", notebook)):
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise InputError(f"{kind} {name!r} is no folder name (letters, digits, '_', '-' and '.')")
-    root = Path(__file__).resolve().parents[2]
-    # An installed copy has no project around it: then results go where the user is.
-    return (root if (root / "pyproject.toml").is_file() else Path.cwd()) / "results" / profile / notebook
+    return store.project_root() / "results" / profile / notebook
 
 
 def save_metrics(frame: pd.DataFrame, out_dir: Path | str) -> Path:

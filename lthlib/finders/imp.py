@@ -194,6 +194,29 @@ def iterative_magnitude_pruning(
         yield Level(number, tickets, trained)
 
 
+def imp(
+    tickets: Sequence[Ticket],
+    recipe: Recipe,
+    data: Dataset,
+    pruning: Pruning,
+    basis: str = "canonical",
+    *,
+    store: Store | None = None,
+    progress: str = "",
+) -> Iterator[Level]:
+    """Iterative magnitude pruning of dense tickets in the bases of a rule: yields the dense level and each pruned one.
+
+    SGD's dense training is the same in every orthonormal basis, so it is canonical and all bases share it; other
+    optimizers train the dense network in the basis.
+    """
+    turns = recipe.optimizer != "sgd"
+    if turns:
+        tickets = [ticket.in_bases(bases_for(ticket, basis)) for ticket in tickets]
+    dense = train_dense(tickets, recipe, data, rewind_step=pruning.rewind_step, store=store, progress=progress)
+    dense = dense if turns else in_basis(dense, basis)
+    yield from iterative_magnitude_pruning(dense, recipe, data, pruning, store=store, progress=progress)
+
+
 def _continued(ticket: Ticket, run: Trained, rewound: Ticket) -> Ticket:
     """The ticket with trained values where it keeps any; pruned ones are held where they were rewound to."""
     coefficients = {

@@ -12,11 +12,11 @@ import pandas as pd
 from lthlib.data import Dataset
 from lthlib.evidence.measure import measure, measure_levels
 from lthlib.finders.dynamic import train_dynamic
-from lthlib.finders.imp import Level, Pruning, in_basis, iterative_magnitude_pruning, train_dense
+from lthlib.finders.imp import Level, Pruning, imp
 from lthlib.models import architecture as models
 from lthlib.models.architecture import Architecture
 from lthlib.store import Store
-from lthlib.ticket import Ticket, bases_for, initial_tickets
+from lthlib.ticket import Ticket, initial_tickets
 from lthlib.training.loop import Trained
 from lthlib.training.parallel import Value, values_of
 from lthlib.training.recipe import Recipe
@@ -70,18 +70,8 @@ def beside(tasks: Sequence[Callable[[], Value]], setting: Setting) -> list[Value
 
 
 def pruning_levels(initial: Sequence[Ticket], setting: Setting, basis: str = "canonical") -> list[Level]:
-    """Iterative magnitude pruning of dense tickets in the bases of a rule, the dense level first.
-
-    SGD's dense training is the same in every orthonormal basis, so that all share one; other optimizers train the
-    dense network in the basis.
-    """
-    turns = setting.recipe.optimizer != "sgd"
-    if turns:
-        initial = [ticket.in_bases(bases_for(ticket, basis)) for ticket in initial]
-    shared = (setting.recipe, setting.dataset)
-    dense = train_dense(initial, *shared, rewind_step=setting.pruning.rewind_step, store=setting.store)
-    dense = dense if turns else in_basis(dense, basis)
-    return list(iterative_magnitude_pruning(dense, *shared, setting.pruning, store=setting.store))
+    """Iterative magnitude pruning of dense tickets in the bases of a rule, the dense level first (`finders.imp`)."""
+    return list(imp(initial, setting.recipe, setting.dataset, setting.pruning, basis, store=setting.store))
 
 
 def chains(names: Iterable[str], setting: Setting, basis: str = "canonical") -> dict[str, list[Chain]]:

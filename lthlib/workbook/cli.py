@@ -143,7 +143,7 @@ def status(
 
     Exit code 1 where one has failed.
     """
-    from lthlib.workbook.paths import project_path
+    from lthlib.store import project_path
     from lthlib.workbook.remote import copied, is_address
     from lthlib.workbook.status import status, summary
 
@@ -166,8 +166,8 @@ def doctor(
 
     Exit code 1 where something is not well.
     """
+    from lthlib.store import project_path
     from lthlib.workbook.doctor import examine
-    from lthlib.workbook.paths import project_path
 
     well = True
     for finding in examine(project_path(out), project_path(data_dir)):
@@ -180,9 +180,9 @@ def doctor(
 @app.command(short_help="Lists notebooks and their parameters.")
 def notebooks() -> None:
     """Lists the notebooks and their parameters: type, default, what they are, and their limits."""
+    from lthlib.store import notebooks_folder
     from lthlib.workbook.notebooks import catalogue, read
     from lthlib.workbook.parameters import RESERVED
-    from lthlib.workbook.paths import notebooks_folder
 
     for path in catalogue(notebooks_folder()).values():
         notebook = read(path)
@@ -203,7 +203,7 @@ def report(out: Out = "results") -> None:
     The claims of the project's own results are written into its README too.
     """
     from lthlib.errors import InputError
-    from lthlib.workbook.paths import project_path
+    from lthlib.store import project_path
     from lthlib.workbook.report import profile_folders, write_index, write_ledger
 
     written = [write_index(folder) for folder in profile_folders(project_path(out))]
@@ -230,8 +230,8 @@ def reproduce(
     Only what the claim needs is run. Exit code 0 where every digit agrees (or, with another processor, other versions
     or other settings, the new estimate lies in the kept interval), 1 where not.
     """
+    from lthlib.store import project_path
     from lthlib.workbook import reproduce as room
-    from lthlib.workbook.paths import project_path
 
     run, _ = room.find_claim(claim, project_path(reference), profile)
     try:
@@ -279,8 +279,8 @@ def keep(
     """
     from pathlib import Path
 
+    from lthlib.store import project_path
     from lthlib.workbook.keep import keep, write_readme
-    from lthlib.workbook.paths import project_path
     from lthlib.workbook.report import write_ledger
 
     folder = project_path(into)

@@ -20,6 +20,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_markdown_cell
 from papermill.exceptions import PapermillExecutionError
 
+from lthlib.evidence.results import NOTEBOOK
 from lthlib.workbook.kernel import REPORT
 from lthlib.workbook.workers import ending
 
@@ -56,7 +57,7 @@ def _attempt(source: Path, parameters: Mapping[str, Any], target: Path, last: bo
         class Kernel(ThisPython):
             pass
 
-        Kernel.folder = folder
+        Kernel.folder, Kernel.notebook = folder, source.stem
         reason = ""
         try:
             papermill.execute_notebook(
@@ -91,6 +92,7 @@ class ThisPython(AsyncKernelManager):
     """A kernel of this interpreter, whatever kernels a user has installed, with its files in `folder`."""
 
     folder: Path
+    notebook: str = ""
     returncode: int | None = None
 
     def __init__(self, **keywords: Any) -> None:
@@ -107,6 +109,7 @@ class ThisPython(AsyncKernelManager):
             argv=[sys.executable, "-m", "lthlib.workbook.kernel", "-f", "{connection_file}"],
             env={
                 REPORT: str(self.folder / "report.json"),
+                NOTEBOOK: self.notebook,
                 # A backend set for the shell, such as agg, would leave the figures out of the notebook.
                 "MPLBACKEND": "module://matplotlib_inline.backend_inline",
                 # Nobody is there to move a slider: explorers leave one line of text (widgets.explorer).

@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from lthlib.errors import InputError
-from lthlib.store import checksum, write_atomically, write_text
+from lthlib.store import checksum, notebooks_folder, write_atomically, write_text
 from lthlib.workbook import manifest
-from lthlib.workbook.paths import notebooks_folder
 
 LARGEST = 2**20
 KEPT = ("metrics.parquet", "claims.json", manifest.FILE)

@@ -16,10 +16,9 @@ from typing import Any
 
 import lthlib
 from lthlib.errors import InputError
-from lthlib.store import PART, checksum, json_text, key, write_json
+from lthlib.store import PART, checksum, json_text, key, project_root, write_json
 from lthlib.workbook.notebooks import Notebook
 from lthlib.workbook.parameters import RESERVED
-from lthlib.workbook.paths import project_root
 
 FILE = "manifest.json"
 PARTIAL = f".{{}}{PART}.ipynb"  # the notebook of that name while it is executed

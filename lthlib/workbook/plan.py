@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lthlib.errors import InputError
+from lthlib.store import notebooks_folder, project_root
 from lthlib.workbook import manifest, profiles
 from lthlib.workbook.notebooks import Notebook, catalogue, find, read
-from lthlib.workbook.paths import notebooks_folder, project_root
 from lthlib.workbook.run import Task
 
 

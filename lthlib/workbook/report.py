@@ -7,10 +7,9 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 
 from lthlib.errors import InputError
-from lthlib.store import write_text
+from lthlib.store import project_root, write_text
 from lthlib.workbook import manifest
 from lthlib.workbook.ledger import kept_runs, ledger_page, readme_block, with_block
-from lthlib.workbook.paths import project_root
 from lthlib.workbook.performance import FILE, with_table
 
 _PAGE = """<!DOCTYPE html>

@@ -13,14 +13,13 @@ from typing import Any
 from lthlib.errors import InputError, unknown
 from lthlib.evidence.results import CLAIMS, read_claims
 from lthlib.evidence.statements import stated
-from lthlib.store import Store
+from lthlib.store import Store, notebooks_folder, project_path
 from lthlib.workbook import manifest
 from lthlib.workbook.excerpt import excerpt
 from lthlib.workbook.keep import short_number
 from lthlib.workbook.ledger import Run, kept_runs
 from lthlib.workbook.notebooks import Notebook, read
 from lthlib.workbook.parameters import RESERVED, check_all
-from lthlib.workbook.paths import notebooks_folder, project_path
 from lthlib.workbook.run import THREADS, run_notebook
 
 # Where data lie and what computes is the reader's own affair; all else is as it was recorded.

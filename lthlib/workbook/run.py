@@ -17,11 +17,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lthlib.errors import InputError
+from lthlib.store import project_path
 from lthlib.workbook import manifest, remote
 from lthlib.workbook.machine import cores
 from lthlib.workbook.notebooks import Notebook, read
 from lthlib.workbook.parameters import check_all
-from lthlib.workbook.paths import project_path
 from lthlib.workbook.workers import in_workers
 
 # What every notebook promises to leave in its folder, beside its figures.
@@ -81,7 +81,7 @@ def run_notebook(
     """Executes one notebook into the folder `out_dir`, unless the same run is finished there; needs no engine.
 
     `parameters` are checked against the notebook's own. The kernel starts in the current folder, and the notebook
-    reads `out_dir` by `paths.project_path`, as is done here. Leaves NAME.ipynb, NAME.html, what the notebook
+    reads `out_dir` by `store.project_path`, as is done here. Leaves NAME.ipynb, NAME.html, what the notebook
     promised (`PROMISED` and figures) and manifest.json; a failed notebook leaves the first two, with its error, and a
     manifest that says so. Two processes with one `out_dir` run one after the other, or where not `patient` the second
     comes back at once, busy. A run that is finished at the address `shared` is taken from there, and one that is not is

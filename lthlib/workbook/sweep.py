@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lthlib.errors import InputError, unknown
-from lthlib.store import key, write_atomically, write_json
+from lthlib.store import key, project_path, write_atomically, write_json
 from lthlib.workbook import manifest, remote
 from lthlib.workbook.notebooks import read
 from lthlib.workbook.parameters import RESERVED, Parameter
-from lthlib.workbook.paths import project_path
 from lthlib.workbook.plain_yaml import read_yaml_file
 from lthlib.workbook.plan import plan
 from lthlib.workbook.run import Task, bring
