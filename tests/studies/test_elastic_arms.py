@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from replicates import of_seed
 
 from lthlib import elastic
 from lthlib.data import Dataset, Split
@@ -60,14 +61,14 @@ MAP = elastic.depth_map(net(SOURCE), net(TARGET))
 def test_every_arm_has_exactly_the_elastic_count(name):
     source, own = sparse(SOURCE, 0.2), dense(TARGET)
     found = elastic.carry(source, net(TARGET), MAP)
-    made = arm(name, source, net(TARGET), MAP, own, 0, images())
+    made = arm(name, source, net(TARGET), MAP, own, images())
     assert made.kept == found.kept and made.architecture == net(TARGET)
 
 
 def test_what_each_control_keeps():
     source, own = sparse(SOURCE), dense(TARGET, 5)
     found = elastic.carry(source, net(TARGET), MAP)
-    made = {name: arm(name, source, net(TARGET), MAP, own, 0, images()) for name in CONTROLS}
+    made = {name: arm(name, source, net(TARGET), MAP, own, images()) for name in CONTROLS}
 
     def same(name, part, other=found):
         ours, theirs = getattr(made[name], part), getattr(other, part)
@@ -102,13 +103,13 @@ def test_order_permuted_moves_masks_and_values_together():
     target = net("resnet-32-w4")
     depths = elastic.depth_map(source.architecture, target)
     found = elastic.carry(source, target, depths)
-    seeds = [arm("order permuted", source, target, depths, dense("resnet-32-w4"), seed) for seed in range(4)]
+    seeds = [arm("order permuted", of_seed(source, seed), target, depths, dense("resnet-32-w4")) for seed in range(4)]
     assert {one.kept for one in seeds} == {found.kept} and len({one.digest() for one in seeds}) > 1
 
 
 def test_baselines_work_in_the_elastic_tickets_basis():
     source = sparse(SOURCE, rule="random")
-    made = arm("snip", source, net(TARGET), MAP, dense(TARGET), 0, images())
+    made = arm("snip", source, net(TARGET), MAP, dense(TARGET), images())
     found = elastic.carry(source, net(TARGET), MAP)
     check_same_bases(made, found)
     own, weights = dense(TARGET).weights(), in_bases_of(dense(TARGET), found).weights()
@@ -118,9 +119,9 @@ def test_baselines_work_in_the_elastic_tickets_basis():
 def test_bad_arms():
     source, own = sparse(SOURCE), dense(TARGET)
     with pytest.raises(InputError, match="unknown arm 'snap', did you mean 'snip'"):
-        arm("snap", source, net(TARGET), MAP, own, 0)
+        arm("snap", source, net(TARGET), MAP, own)
     with pytest.raises(InputError, match=r"\(8, 1, 3, 3\) in 'resnet-20-w8' and \(4, 1, 3, 3\) in 'resnet-20-w4'"):
-        arm("mask only", source, net(TARGET), MAP, dense("resnet-20-w8"), 0)
+        arm("mask only", source, net(TARGET), MAP, dense("resnet-20-w8"))
     turned = sparse(TARGET, rule="random")
     with pytest.raises(InputError, match=r"shape \(4, 1, 3, 3\) is in the basis 'canonical'.*'random' in the other"):
         in_bases_of(sparse(TARGET), turned)
@@ -185,7 +186,7 @@ MLPS = ["lenet-8-8", "lenet-8-8-8", "lenet-8-8-8-8-8"]
 @pytest.fixture(scope="module")
 def setting():
     recipe = Recipe(batch_size=30, epochs=2, evaluations=1, output_layer="kept", learning_rate=0.05)
-    return Setting(recipe, images(), range(2), Pruning(levels=2, keep=0.6, rewind_step=1), "cpu")
+    return Setting(recipe, images(), range(2), Pruning(levels=2, keep=0.6, rewind_step=1))
 
 
 @pytest.fixture(scope="module")

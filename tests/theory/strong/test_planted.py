@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from replicates import of_seed, of_seeds
 
 from lthlib.errors import InputError
 from lthlib.finders.controls import layerwise_shuffled
 from lthlib.finders.supermask import Supermask, find_supermasks, random_source
 from lthlib.randomness import generator
-from lthlib.studies.supermask import Arm, planted_table
+from lthlib.studies.supermask import FinderArm, planted_table
 from lthlib.theory.strong.planted import (
     INPUTS,
     TASKS,
@@ -145,7 +146,7 @@ def test_planted_loss_is_the_noise_and_its_verdict_perfect(task):
 def test_a_random_mask_recalls_what_chance_says_and_attains_nothing():
     planted = plant("helix", 3, 60)
     shown = samples(planted, count=1000)
-    verdicts = [compare(planted, layerwise_shuffled(planted.ticket, seed), shown) for seed in range(40)]
+    verdicts = [compare(planted, layerwise_shuffled(of_seed(planted.ticket, seed)), shown) for seed in range(40)]
     recall = sum(verdict["recall"] for verdict in verdicts) / 40
     assert recall == pytest.approx(verdicts[0]["chance"], abs=0.03)
     assert not any(verdict["attained"] for verdict in verdicts)
@@ -174,14 +175,14 @@ def test_finders_run_at_the_planted_density(layers):
     planted = plant("relu", 3, 30)
     shown = samples(planted, count=400)
     settings = planted.settings("edge-popup", layers)
-    (found,) = find_supermasks([planted.source], settings, SHORT, shown, [0], device="cpu")
+    (found,) = find_supermasks(of_seeds([planted.source], [0]), settings, SHORT, shown)
     assert found.ticket.kept == planted.ticket.kept
     same = [int(found.ticket.masks[k].sum()) == int(m.sum()) for k, m in planted.ticket.masks.items()]
     assert all(same) == (layers == "planted")
 
 
 def test_a_table_of_finders_beside_the_planted_ticket():
-    finders = {"popup": Arm(Supermask(), SHORT)}
+    finders = {"popup": FinderArm(Supermask(), SHORT)}
     table = planted_table(finders, [0, 1], tasks=["circle", "relu"], width=40, count=400, densities=[0.5])
     assert len(table) == 2 * (4 + 4 + 3 + 4)
     planted = table[table["finder"] == "planted"]
