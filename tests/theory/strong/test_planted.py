@@ -8,9 +8,9 @@ from replicates import of_seed, of_seeds
 
 from lthlib.errors import InputError
 from lthlib.finders.controls import layerwise_shuffled
-from lthlib.finders.supermask import Supermask, find_supermasks, random_source
+from lthlib.finders.supermask import FinderArm, Supermask, find_supermasks, random_source
 from lthlib.randomness import generator
-from lthlib.studies.supermask import FinderArm, planted_table
+from lthlib.studies.supermask import planted_table
 from lthlib.theory.strong.planted import (
     INPUTS,
     TASKS,
