@@ -23,7 +23,7 @@ from lthlib.studies.saliency import after_training, small_dense, tickets_of
 from lthlib.studies.setting import Setting, interval
 from lthlib.studies.supermask import arms as supermask_arms
 from lthlib.theory.strong.construct import construct
-from lthlib.theory.strong.search import Search
+from lthlib.theory.strong.search import SubsetSearch
 from lthlib.ticket import Ticket, initial_tickets
 from lthlib.training.recipe import Recipe
 from lthlib.training.train import evaluate
@@ -137,7 +137,7 @@ def score_training_cost(ticket: Ticket, recipe: Recipe, examples: int) -> Cost:
     return Cost(seen * dense, seen * sparse)
 
 
-def constructed(levels: Sequence[Level], search: Search, setting: Setting) -> pd.DataFrame:
+def constructed(levels: Sequence[Level], search: SubsetSearch, setting: Setting) -> pd.DataFrame:
     """A strong ticket for the trained network of every level, the dense one's too: rows (COLUMNS and more).
 
     `asked` is the density of the network whose function is constructed, `ratio` numbers kept over its own kept

@@ -56,7 +56,8 @@ def samples(task: str, seed: int = 0, count: int = 10_000, noise: float = 0.01) 
     """A task's data: `count` inputs, uniform in [-1, 1], of which 90 % to learn from and the rest to judge by.
 
     Values (relu, helix) are the true function's plus N(0, noise^2). Classes (circle) are those of the largest true
-    logit, or with probability `noise` of the second largest. Raises InputError for unknown tasks, counts below 10 and negative noise.
+    logit, or with probability `noise` of the second largest. Raises InputError for an unknown task, a count below 10
+    and negative noise.
     """
     if task not in TASKS:
         raise unknown("planted task", task, TASKS)

@@ -3,7 +3,7 @@
 Each weight of the target becomes a sum of a few random products (two source layers a target layer) or of a few random
 weights of equal neurons (one layer more than the target). The result is a real `Ticket`: the random source network
 with a mask, which runs through the ordinary forward pass. Constructions: Malach et al. (ICML 2020), Orseau et al.
-(NeurIPS 2020) and Pensia et al. (NeurIPS 2020) by the method of `Search`; Burkholz (NeurIPS 2022) for "depth-plus-one".
+and Pensia et al. (NeurIPS 2020) by the method of `SubsetSearch`; Burkholz (NeurIPS 2022) for "depth-plus-one".
 Their released code writes the sums into a network of the target's shape; here nothing is emulated.
 """
 
@@ -20,7 +20,7 @@ from lthlib.errors import InputError, unknown
 from lthlib.models.architecture import Architecture, build, prunable
 from lthlib.randomness import generator
 from lthlib.theory.strong.layers import Account, SourceLayer, activated, single, two_layer
-from lthlib.theory.strong.search import Search, draw
+from lthlib.theory.strong.search import SubsetSearch, draw_weights
 from lthlib.theory.strong.sources import LEAK, Affine, Node, Residual, affines, read, run, source
 from lthlib.theory.subset_sum.solve import Array
 from lthlib.ticket import Ticket
@@ -121,7 +121,7 @@ class Construction:
 
 def construct(
     target: Ticket,
-    search: Search | None = None,
+    search: SubsetSearch | None = None,
     *,
     kind: str = "two-layer",
     seed: int = 0,
@@ -141,7 +141,7 @@ def construct(
     """
     if kind not in KINDS:
         raise unknown("construction", kind, KINDS)
-    search = search or Search()
+    search = search or SubsetSearch()
     nodes = read(target)
     layers = list(affines(nodes))
     tolerances = list(eps) if eps is not None else [search.eps] * len(layers)
@@ -200,7 +200,7 @@ def _signs(nodes: Sequence[Node], signed: bool) -> tuple[dict[str, bool], bool]:
 
 
 def _two_layers(
-    nodes: tuple[Node, ...], search: Search, eps: list[float], seed: int, signed_inputs: bool
+    nodes: tuple[Node, ...], search: SubsetSearch, eps: list[float], seed: int, signed_inputs: bool
 ) -> tuple[list[SourceLayer], str, list[dict[str, object]]]:
     signs, _ = _signs(nodes, signed_inputs)
     activation = "leaky" if _has(nodes, "leaky") else "relu"
@@ -250,7 +250,7 @@ def _effective(affine: Affine, inner: Tensor, outer: Tensor, constants: Tensor, 
 
 
 def _depth_plus_one(
-    nodes: tuple[Node, ...], search: Search, eps: list[float], seed: int, signed_inputs: bool
+    nodes: tuple[Node, ...], search: SubsetSearch, eps: list[float], seed: int, signed_inputs: bool
 ) -> tuple[list[SourceLayer], str, list[dict[str, object]]]:
     layers = list(affines(nodes))
     _check_plain(nodes)
@@ -267,7 +267,7 @@ def _depth_plus_one(
         follow = 0 if number == len(layers) - 1 else constants
         positions = affine.weight.shape[1] // len(before.weight)
         incoming = len(before.weight) * copies + constants
-        bias = draw(search.law, (incoming,), generator(seed, "strong", before.name, "outer bias"))
+        bias = draw_weights(search.law, (incoming,), generator(seed, "strong", before.name, "outer bias"))
         layer, account, alive_before, held = single(
             affine, search, eps[number], seed, activated(bias, found), positions, after, alive, follow
         )

@@ -16,7 +16,7 @@ from lthlib.models.architecture import build
 from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
 from lthlib.theory.strong.construct import construct
-from lthlib.theory.strong.search import Search
+from lthlib.theory.strong.search import SubsetSearch
 from lthlib.theory.strong.sources import Affine, Function, read, run, source
 from lthlib.ticket import Ticket, dense_ticket
 
@@ -89,7 +89,7 @@ def raw_pruned_error(ticket: Ticket, inputs: Tensor, seed: int) -> float:
 
 
 def equivariance_rows(
-    seeds: Sequence[int], search: Search, *, members: int = 6, channels: int = 2, widths: Sequence[int] = (4, 4)
+    seeds: Sequence[int], search: SubsetSearch, *, members: int = 6, channels: int = 2, widths: Sequence[int] = (4, 4)
 ) -> pd.DataFrame:
     """One row a group, seed and arm (target, ticket, raw pruning): equivariance error, and the ticket's distance from
     its target, density and unreached weights."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from lthlib.errors import InputError
 from lthlib.randomness import generator
-from lthlib.theory.strong.search import Search, choose, draw
+from lthlib.theory.strong.search import SubsetSearch, choose, draw_weights
 from lthlib.theory.strong.sources import LEAK, Affine
 from lthlib.theory.subset_sum.solve import Array
 
@@ -55,7 +55,7 @@ def _choose(
     gains: Sequence[Array],
     wanted: Array,
     where: Array,
-    search: Search,
+    search: SubsetSearch,
     account: Account,
     skip: bool,
 ) -> Array:
@@ -93,7 +93,7 @@ def _places(outputs: Array, inputs: int, taps: int) -> Array:
 
 def two_layer(
     affine: Affine,
-    search: Search,
+    search: SubsetSearch,
     eps: float,
     seed: int,
     *,
@@ -158,7 +158,15 @@ class _Blocks:
     """Hidden neurons of one target layer, drawn a block an input; a redraw adds blocks."""
 
     def __init__(
-        self, search: Search, seed: int, name: str, inputs: int, inner_taps: int, outputs: int, taps: int, kind: str
+        self,
+        search: SubsetSearch,
+        seed: int,
+        name: str,
+        inputs: int,
+        inner_taps: int,
+        outputs: int,
+        taps: int,
+        kind: str,
     ) -> None:
         self.search, self.inputs, self.inner_taps, self.kind = search, inputs, inner_taps, kind
         self.outputs, self.taps = outputs, taps
@@ -188,9 +196,13 @@ class _Blocks:
                 left[tuple(where.T)] = self.goals[tuple(where.T)]
         used = np.unique(where[:, 1])
         owner = np.repeat(used, block)
-        inner = draw(search.law, (len(owner), self.inputs, self.inner_taps), generator(*self.purpose, "inner", number))
-        bias = draw(search.law, (len(owner),), generator(*self.purpose, "bias", number))
-        outer = draw(search.law, (self.outputs, len(owner), self.taps), generator(*self.purpose, "outer", number))
+        inner = draw_weights(
+            search.law, (len(owner), self.inputs, self.inner_taps), generator(*self.purpose, "inner", number)
+        )
+        bias = draw_weights(search.law, (len(owner),), generator(*self.purpose, "bias", number))
+        outer = draw_weights(
+            search.law, (self.outputs, len(owner), self.taps), generator(*self.purpose, "outer", number)
+        )
         if self.kind == "tanh":
             inner, bias = inner * np.float32(LINEAR_SCALE), bias * np.float32(LINEAR_SCALE)
             outer = outer * np.float32(1 / LINEAR_SCALE)
@@ -237,7 +249,7 @@ class _Blocks:
         else:
             inner_shape = (*inner.shape[:2], 1, 2 if affine.kind == "sets" else 1)
             outer_shape = (*outer.shape[:2], *affine.weight.shape[2:])
-        plain = draw(self.search.law, (self.outputs,), generator(*self.purpose, "outer bias"))
+        plain = draw_weights(self.search.law, (self.outputs,), generator(*self.purpose, "outer bias"))
         return (
             SourceLayer(inner.reshape(inner_shape), inner_mask.reshape(inner_shape), bias,
                         used & (owner == self.inputs)),
@@ -254,7 +266,7 @@ def activated(value: Array, kind: str) -> Array:
 
 def single(
     affine: Affine,
-    search: Search,
+    search: SubsetSearch,
     eps: float,
     seed: int,
     bias: Array,
@@ -291,7 +303,7 @@ def single(
     fan_in = (channels * n + spare) * positions
     _refuse_large(total * fan_in * taps)
     purpose = (seed, "strong", affine.name)
-    outer = draw(search.law, (total, fan_in, taps), generator(*purpose, "single"))
+    outer = draw_weights(search.law, (total, fan_in, taps), generator(*purpose, "single"))
     mask = np.zeros(outer.shape, bool)
     account = Account(affine.name, len(where), eps)
     wanted = goals[tuple(where.T)]
@@ -301,6 +313,6 @@ def single(
     account.largest, account.total = float(errors.max(initial=0)), float(errors.sum())
     used: Array = np.any(mask.any(axis=(0, 2), keepdims=True).reshape(-1, positions), axis=1, keepdims=True)[:, 0]
     shape = (total, fan_in, *affine.weight.shape[2:])
-    own = draw(search.law, (total,), generator(*purpose, "outer bias"))
+    own = draw_weights(search.law, (total,), generator(*purpose, "outer bias"))
     layer = SourceLayer(outer.reshape(shape), mask.reshape(shape), own, np.zeros(total, bool))
     return layer, account, used[: channels * n], used[channels * n :]

@@ -16,7 +16,7 @@ MOST_CANDIDATES = 100_000  # of the methods that do not look at subsets
 
 
 @dataclass(frozen=True)
-class Search:
+class SubsetSearch:
     """How subsets are found, the same for every weight of a construction.
 
     - `candidates`: how many random numbers a weight may choose from (a side of the sign split), at most 32 where
@@ -63,7 +63,7 @@ class Search:
             raise InputError(f"size is {self.size}, but method 'fixed' needs one (valid: 1 to {self.candidates})")
 
 
-def draw(law: str, shape: tuple[int, ...], source: torch.Generator) -> Array:
+def draw_weights(law: str, shape: tuple[int, ...], source: torch.Generator) -> Array:
     """Independent draws from a law of `LAWS`, float32 of that shape: what a source network is made of."""
     if law == "normal":
         return torch.randn(shape, generator=source).numpy()
@@ -74,7 +74,7 @@ def draw(law: str, shape: tuple[int, ...], source: torch.Generator) -> Array:
     return (uniform.sign() * torch.exp(low + (high - low) * uniform.abs())).numpy()
 
 
-def choose(candidates: Array, targets: Array, search: Search, eps: float) -> tuple[Array, Array]:
+def choose(candidates: Array, targets: Array, search: SubsetSearch, eps: float) -> tuple[Array, Array]:
     """Which of each row's candidates (B, n) approach its target (B,): kept (B, n) bool and errors (B,), float64.
 
     Errors are computed from what is kept. Fewer candidates than `search.size` are all kept.

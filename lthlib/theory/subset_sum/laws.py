@@ -12,7 +12,7 @@ import pandas as pd
 
 from lthlib.errors import InputError
 from lthlib.randomness import generator, stream_seed
-from lthlib.theory.strong.search import draw, greedy
+from lthlib.theory.strong.search import draw_weights, greedy
 from lthlib.theory.subset_sum.solve import Array, binary_entropy, empirical_constant, solve, solve_vectors
 
 PRODUCTS = ("uniform", "product")
@@ -129,12 +129,12 @@ def greedy_rows(counts: Sequence[int], eps: Sequence[float], seeds: Sequence[int
             for n in counts:
                 for seed in seeds:
                     source = generator(seed, "greedy", law, n)
-                    a = draw("uniform", (draws, n), source).astype(np.float64)
+                    a = draw_weights("uniform", (draws, n), source).astype(np.float64)
                     if law == "hyperbolic":
                         a = np.sign(a) * np.exp(math.log(one / 2) + math.log(3 / one) * np.abs(a))
                     elif law == "normal":
-                        a = draw("normal", (draws, n), source).astype(np.float64)
-                    z = draw("uniform", (draws,), source).astype(np.float64)
+                        a = draw_weights("normal", (draws, n), source).astype(np.float64)
+                    z = draw_weights("uniform", (draws,), source).astype(np.float64)
                     kept = greedy(a, z, one)
                     reached = np.abs((a * kept).sum(axis=1) - z) <= one
                     steps = float(kept[reached].sum(axis=1).mean()) if reached.any() else math.nan

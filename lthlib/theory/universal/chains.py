@@ -48,7 +48,7 @@ class Layer:
 Chain = tuple[Layer, ...]
 
 
-def draw(seed: int, purpose: str, widths: Sequence[int], law: str = "uniform") -> Chain:
+def draw_chain(seed: int, purpose: str, widths: Sequence[int], law: str = "uniform") -> Chain:
     """A random ReLU chain with layers widths[0] -> widths[1] -> ..., nothing kept yet; one generator a layer.
 
     Laws: "uniform" (weights U[-2, 2], biases U[-1, 1], as released), "normal" (N(0, 4/3) and N(0, 1/3), the same
@@ -77,7 +77,7 @@ def draw(seed: int, purpose: str, widths: Sequence[int], law: str = "uniform") -
     return tuple(layers)
 
 
-def run(chain: Chain, inputs: Array, rectified: bool = False) -> Array:
+def run_chain(chain: Chain, inputs: Array, rectified: bool = False) -> Array:
     """The masked chain on inputs (points, in), ReLU between layers and, if `rectified`, after the last."""
     values = inputs
     for number, layer in enumerate(chain):
@@ -147,7 +147,7 @@ def scale_back(scales: Sequence[float]) -> float:
     return 1 / math.prod(scales)
 
 
-def error_budget(chain: Chain, eps: float, largest_inputs: Sequence[float]) -> Array:
+def chain_error_budget(chain: Chain, eps: float, largest_inputs: Sequence[float]) -> Array:
     r"""How far each parameter of layer l may be off, so that the output stays within `eps`, one number a layer.
 
     $\varepsilon_l=\frac{\varepsilon}{Ln_L}[(1+B_{l-1})(1+\frac\varepsilon L)\prod_{k>l}(\lVert W_k\rVert_\infty+
@@ -171,7 +171,7 @@ def error_budget(chain: Chain, eps: float, largest_inputs: Sequence[float]) -> A
 
 
 @dataclass(frozen=True)
-class Stage:
+class ChainStage:
     """A step of a ticket: one chain for every coordinate alike ("shared", a 1 x 1 convolution over coordinates), a
     chain of its own for each ("copied"), or one chain over all coordinates at once ("dense").
 
@@ -186,9 +186,9 @@ class Stage:
     def run(self, inputs: Array) -> Array:
         """Inputs (points, coordinates) through the masked chains."""
         if self.kind == "dense":
-            return run(self.chains[0], inputs, self.rectified)
+            return run_chain(self.chains[0], inputs, self.rectified)
         columns = [inputs.reshape(-1, 1)] if self.kind == "shared" else [column[:, None] for column in inputs.T]
-        outputs = [run(chain, one, self.rectified) for chain, one in zip(self.chains, columns, strict=True)]
+        outputs = [run_chain(chain, one, self.rectified) for chain, one in zip(self.chains, columns, strict=True)]
         return outputs[0].reshape(inputs.shape) if self.kind == "shared" else np.concatenate(outputs, axis=1)
 
 
@@ -202,7 +202,7 @@ class UniversalTicket:
     seed: int
     law: str
     inputs: int
-    stages: tuple[Stage, ...]
+    stages: tuple[ChainStage, ...]
     failures: tuple[str, ...] = ()
 
     def features(self, x: Array) -> Array:
@@ -332,14 +332,14 @@ def _assemble(description: dict[str, Any], bits: dict[str, Array]) -> UniversalT
     for entry in description["stages"]:
         chains = []
         for copy, widths in enumerate(entry["widths"]):
-            chain = draw(description["seed"], copy_purpose(entry["purpose"], copy), widths, description["law"])
+            chain = draw_chain(description["seed"], copy_purpose(entry["purpose"], copy), widths, description["law"])
             masked = []
             for number, layer in enumerate(chain):
                 flat = np.unpackbits(bits[f"{entry['purpose']}/{copy}/{number}"], count=layer.parameters).astype(bool)
                 keep = flat[: layer.weight.size].reshape(layer.weight.shape)
                 masked.append(replace(layer, keep=keep, keep_bias=flat[layer.weight.size :]))
             chains.append(tuple(masked))
-        stages.append(Stage(entry["purpose"], entry["kind"], tuple(chains), entry["rectified"]))
+        stages.append(ChainStage(entry["purpose"], entry["kind"], tuple(chains), entry["rectified"]))
     ticket = (description["seed"], description["law"], description["inputs"], tuple(stages))
     return UniversalTicket(*ticket, tuple(description["failures"]))
 
@@ -373,7 +373,7 @@ class Convolution(torch.nn.Module):
 
 
 class _Stage(torch.nn.Module):
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: ChainStage) -> None:
         super().__init__()
         self.kind, self.rectified = stage.kind, stage.rectified
         self.groups = len(stage.chains)

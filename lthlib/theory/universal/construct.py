@@ -16,9 +16,16 @@ import numpy as np
 
 from lthlib.errors import InputError
 from lthlib.theory.universal import piecewise_linear as lines
-from lthlib.theory.universal.chains import Chain, Stage, UniversalTicket, copy_purpose, draw
-from lthlib.theory.universal.piecewise_linear import Univariate
-from lthlib.theory.universal.univariate import Block, Narrow, Pruning, block_error, subsets, univariate_block
+from lthlib.theory.universal.chains import Chain, ChainStage, UniversalTicket, copy_purpose, draw_chain
+from lthlib.theory.universal.piecewise_linear import UnivariateFunction
+from lthlib.theory.universal.univariate import (
+    BlockPruning,
+    Narrow,
+    UnivariateBlock,
+    block_error,
+    subsets,
+    univariate_block,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -42,7 +49,7 @@ class Design:
 
     def chain(self, seed: int, purpose: str, law: str) -> Chain:
         """The random chain that a univariate block is found in."""
-        return draw(seed, purpose, (1, self.inner, self.rows, self.outer, 1), law)
+        return draw_chain(seed, purpose, (1, self.inner, self.rows, self.outer, 1), law)
 
 
 POLYNOMIAL = Design((18, 28))
@@ -70,7 +77,7 @@ def polynomial_ticket(
     exponents: Array | None = None,
     *,
     design: Design = POLYNOMIAL,
-    pruning: Pruning = Pruning(tolerance=6e-5),  # noqa: B008
+    pruning: BlockPruning = BlockPruning(tolerance=6e-5),  # noqa: B008
     law: str = "uniform",
     copied: bool = False,
     goal: float | None = None,
@@ -94,7 +101,11 @@ def polynomial_ticket(
     limits = pruning.tolerance * math.e * r.sum(axis=1) / (r > 0).sum(axis=1)
     width = design.linear * r.shape[1]
     linear, missed = linear_chain(
-        draw(seed, "exponents", (r.shape[1], width, len(r)), law), r.astype(float), np.zeros(len(r)), limits, pruning
+        draw_chain(seed, "exponents", (r.shape[1], width, len(r)), law),
+        r.astype(float),
+        np.zeros(len(r)),
+        limits,
+        pruning,
     )
     logs = _blocks(seed, "logarithm", r.shape[1] if copied else 1, log_function, log_pieces, design, pruning, law, goal)
     exps = _blocks(seed, "exponential", len(r) if copied else 1, exp_function, exp_pieces, design, pruning, law, goal)
@@ -107,9 +118,9 @@ def polynomial_ticket(
             failures.append(f"{name}: {number} targets missed their tolerance")
     kind = "copied" if copied else "shared"
     stages = (
-        Stage("logarithm", kind, tuple(block.chain for block in logs)),
-        Stage("exponents", "dense", (linear,)),
-        Stage("exponential", kind, tuple(block.chain for block in exps), rectified=False),
+        ChainStage("logarithm", kind, tuple(block.chain for block in logs)),
+        ChainStage("exponents", "dense", (linear,)),
+        ChainStage("exponential", kind, tuple(block.chain for block in exps), rectified=False),
     )
     return UniversalTicket(seed, law, r.shape[1], stages, tuple(failures))
 
@@ -118,13 +129,13 @@ def _blocks(
     seed: int,
     purpose: str,
     copies: int,
-    function: Univariate,
+    function: UnivariateFunction,
     pieces: int,
     design: Design,
-    pruning: Pruning,
+    pruning: BlockPruning,
     law: str,
     goal: float | None,
-) -> list[Block]:
+) -> list[UnivariateBlock]:
     """The blocks of one stage, each found in draws of its own."""
     found = []
     for copy in range(copies):
@@ -140,8 +151,8 @@ def _blocks(
 
 
 def _attempt(
-    seed: int, name: str, function: Univariate, pieces: int, design: Design, pruning: Pruning, law: str
-) -> tuple[Block | None, float]:
+    seed: int, name: str, function: UnivariateFunction, pieces: int, design: Design, pruning: BlockPruning, law: str
+) -> tuple[UnivariateBlock | None, float]:
     lines.checked(function, lowest=0.0)
     try:
         block = univariate_block(design.chain(seed, name, law), function, pieces, pruning)
@@ -153,10 +164,10 @@ def _attempt(
 def _too_narrow(
     seed: int,
     name: str,
-    function: Univariate,
+    function: UnivariateFunction,
     pieces: int,
     design: Design,
-    pruning: Pruning,
+    pruning: BlockPruning,
     law: str,
     goal: float,
     reached: float,
@@ -185,10 +196,10 @@ def _too_narrow(
 
 def function_ticket(
     seed: int,
-    function: Univariate,
+    function: UnivariateFunction,
     *,
     design: Design = SINE,
-    pruning: Pruning = Pruning(tolerance=1e-3),  # noqa: B008
+    pruning: BlockPruning = BlockPruning(tolerance=1e-3),  # noqa: B008
     law: str = "uniform",
     goal: float | None = None,
 ) -> UniversalTicket:
@@ -200,7 +211,7 @@ def function_ticket(
     (pieces,) = design.pieces
     (block,) = _blocks(seed, "function", 1, function, pieces, design, pruning, law, goal)
     failures = (f"function: {block.missed} targets missed their tolerance",) if block.missed else ()
-    return UniversalTicket(seed, law, 1, (Stage("function", "shared", (block.chain,), rectified=False),), failures)
+    return UniversalTicket(seed, law, 1, (ChainStage("function", "shared", (block.chain,), rectified=False),), failures)
 
 
 def sine_ticket(seed: int, **options: Any) -> UniversalTicket:
@@ -214,7 +225,7 @@ def fourier_ticket(
     phases: Sequence[float] | Array,
     *,
     design: Design | None = None,
-    pruning: Pruning = Pruning(tolerance=1e-3),  # noqa: B008
+    pruning: BlockPruning = BlockPruning(tolerance=1e-3),  # noqa: B008
     law: str = "uniform",
     goal: float | None = None,
 ) -> UniversalTicket:
@@ -237,17 +248,20 @@ def fourier_ticket(
         design = Design((16 * periods,), rows=200 + 60 * periods, outer=200 + 60 * periods)
     limits = np.full(len(n), pruning.tolerance / (2 * math.pi)) / ((n > 0).sum(axis=1) + (c > 0))
     groups = n.shape[1] + int((c > 0).any())
-    source = draw(seed, "frequencies", (n.shape[1], design.linear * groups, len(n)), law)
+    source = draw_chain(seed, "frequencies", (n.shape[1], design.linear * groups, len(n)), law)
     linear, missed = linear_chain(source, n, c, limits, pruning)
     (block,) = _blocks(seed, "sine", 1, function, design.pieces[0], design, pruning, law, goal)
     failures = [f"{name}: {number} targets missed their tolerance"
                 for name, number in (("frequencies", missed), ("sine", block.missed)) if number]  # fmt: skip
-    stages = (Stage("frequencies", "dense", (linear,)), Stage("sine", "shared", (block.chain,), rectified=False))
+    stages = (
+        ChainStage("frequencies", "dense", (linear,)),
+        ChainStage("sine", "shared", (block.chain,), rectified=False),
+    )
     return UniversalTicket(seed, law, n.shape[1], stages, tuple(failures))
 
 
 def linear_chain(
-    source: Chain, exponents: Array, constants: Array, limits: Array, pruning: Pruning
+    source: Chain, exponents: Array, constants: Array, limits: Array, pruning: BlockPruning
 ) -> tuple[Chain, int]:
     """Non-negative numbers `exponents` (k, d) and `constants` (k,) as a mask on a chain d -> hidden -> k.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lthlib.errors import InputError
 from lthlib.theory.subset_sum.solve import LARGEST_N, solve, unpack
-from lthlib.theory.universal.chains import Chain, draw, run
+from lthlib.theory.universal.chains import Chain, draw_chain, run_chain
 
 Array = np.ndarray[Any, Any]
 Path = tuple[tuple[int, int], ...]  # (layer, row) and its column follow from the path's previous unit
@@ -92,7 +92,7 @@ def deep_weight(seed: int, target: float, width: int, depth: int, law: str = "un
     """
     if depth < 2 or width < 4:
         raise InputError(f"depth {depth} and width {width} are no source (valid: 2 layers or more, 4 units or more)")
-    source = draw(seed, f"deep weight {depth} {width}", [1, *[width] * (depth - 1), 1], law)
+    source = draw_chain(seed, f"deep weight {depth} {width}", [1, *[width] * (depth - 1), 1], law)
     products, paths = candidate_paths(source)
     if not len(products):
         raise InputError(f"a source of width {width} and depth {depth} has no positive path (valid: wider sources)")
@@ -105,7 +105,9 @@ def deep_weight(seed: int, target: float, width: int, depth: int, law: str = "un
 def deep_errors(seed: int, targets: Sequence[float] | Array, width: int, depth: int, law: str = "uniform") -> Array:
     """Errors (T,) of many targets, each from a source of its own seed (seed, number): see `deep_weight`."""
     pools = [
-        candidate_paths(draw(seed + 1000 * i, f"deep weight {depth} {width}", [1, *[width] * (depth - 1), 1], law))[0]
+        candidate_paths(
+            draw_chain(seed + 1000 * i, f"deep weight {depth} {width}", [1, *[width] * (depth - 1), 1], law)
+        )[0]
         for i in range(len(targets))
     ]
     most = min(LARGEST_N, max(map(len, pools)))
@@ -116,7 +118,7 @@ def deep_errors(seed: int, targets: Sequence[float] | Array, width: int, depth: 
 
 def realised(weight: DeepWeight) -> float:
     """The masked chain's output at x = 1."""
-    return float(run(weight.chain, np.ones((1, 1)))[0, 0])
+    return float(run_chain(weight.chain, np.ones((1, 1)))[0, 0])
 
 
 def _masked(source: Chain, paths: list[Path]) -> Chain:

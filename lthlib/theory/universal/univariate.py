@@ -14,8 +14,8 @@ import numpy as np
 from lthlib.errors import InputError, unknown
 from lthlib.theory.subset_sum.solve import LARGEST_N, solve, unpack
 from lthlib.theory.universal import piecewise_linear as lines
-from lthlib.theory.universal.chains import Chain, Layer, live_part, run
-from lthlib.theory.universal.piecewise_linear import Univariate
+from lthlib.theory.universal.chains import Chain, Layer, live_part, run_chain
+from lthlib.theory.universal.piecewise_linear import UnivariateFunction
 
 Array = np.ndarray[Any, Any]
 
@@ -26,7 +26,7 @@ MISPLACED = 0.2  # pieces that a knot may lie from its place before the inner la
 
 
 @dataclass(frozen=True)
-class Pruning:
+class BlockPruning:
     """How a block is pruned.
 
     - `tolerance`: how far the block's value at a knot may be from the broken line aimed at, which sets each outer
@@ -69,7 +69,7 @@ class Pruning:
             raise InputError(f"subsets of {self.largest} out of {self.pool} candidates (valid: 1 to the pool)")
 
 
-RELEASED = Pruning(
+RELEASED = BlockPruning(
     tolerance=2e-6,
     inner="subset",
     refit="once",
@@ -82,7 +82,7 @@ RELEASED = Pruning(
 
 
 @dataclass(frozen=True)
-class Block:
+class UnivariateBlock:
     """A pruned block: its masked `chain`, the knots `achieved`, and how many targets missed their tolerance."""
 
     chain: Chain
@@ -109,7 +109,7 @@ class Inner:
 # --- step 1: the inner layer ---
 
 
-def prune_inner(source: Chain, function: Univariate, at: Array, pruning: Pruning) -> Inner:
+def prune_inner(source: Chain, function: UnivariateFunction, at: Array, pruning: BlockPruning) -> Inner:
     """Masks the first two layers of a chain 1 -> inner -> rows so that units begin to rise near the knots `at`.
 
     `at` (N + 1) are the wanted knots; the last is the end of the domain and needs no unit, the first unit has no bias.
@@ -143,7 +143,7 @@ def prune_inner(source: Chain, function: Univariate, at: Array, pruning: Pruning
 
 def achieved(layers: tuple[Layer, Layer], rows: Array, missed: int = 0) -> Inner:
     """Reads what the masked inner layers do: weight and bias of each knot unit, in the order of their knots."""
-    at_zero, at_one = (run(layers[:1], np.array([[t]]), rectified=True)[0] for t in (0.0, 1.0))
+    at_zero, at_one = (run_chain(layers[:1], np.array([[t]]), rectified=True)[0] for t in (0.0, 1.0))
     masked = np.where(layers[1].keep[rows], layers[1].weight[rows], 0.0)
     biases = masked @ at_zero
     weights = masked @ (at_one - at_zero)
@@ -221,7 +221,7 @@ def _assigned(
     )
 
 
-def _inner_subsets(first: Layer, second: Layer, places: Array, bends: Array, pruning: Pruning) -> tuple[Any, ...]:
+def _inner_subsets(first: Layer, second: Layer, places: Array, bends: Array, pruning: BlockPruning) -> tuple[Any, ...]:
     rows = np.arange(len(places))
     if len(second.weight) < len(rows):
         raise Narrow(len(second.weight), len(rows), f"fewer rows than its {len(rows)} knots")
@@ -257,7 +257,9 @@ def exact_outer(inner: Inner, nodes: Array, heights: Array) -> tuple[Array, floa
     return weights, float(heights[0] - (units @ weights)[0])
 
 
-def prune_outer(source: Chain, inner: Inner, function: Univariate, pruning: Pruning, wanted: Array) -> Block:
+def prune_outer(
+    source: Chain, inner: Inner, function: UnivariateFunction, pruning: BlockPruning, wanted: Array
+) -> UnivariateBlock:
     """Masks the last two layers of the chain so that the block follows the broken line on the achieved knots.
 
     `wanted` are the knots the inner layer was to have: `refit="off"` computes its targets from them. With "each" the
@@ -297,7 +299,7 @@ def prune_outer(source: Chain, inner: Inner, function: Univariate, pruning: Prun
     unused[rows] = False
     second = replace(layers[1], keep=layers[1].keep & ~unused[:, None])
     missed = outer.missed + inner.missed
-    return Block((layers[0], second, *outer.layers()), nodes[:-1], missed)
+    return UnivariateBlock((layers[0], second, *outer.layers()), nodes[:-1], missed)
 
 
 def _first(weights: Array, bends: Array) -> Array:
@@ -307,7 +309,7 @@ def _first(weights: Array, bends: Array) -> Array:
 class _Outer:
     """The hidden units of an outer layer while they are given out: which are in use, and the masks so far."""
 
-    def __init__(self, hidden: Layer, output: Layer, pruning: Pruning) -> None:
+    def __init__(self, hidden: Layer, output: Layer, pruning: BlockPruning) -> None:
         self.hidden, self.output, self.pruning = hidden, output, pruning
         self.keep, self.keep_bias = np.zeros_like(hidden.keep), np.zeros_like(hidden.keep_bias)
         self.keep_output = np.zeros_like(output.keep)
@@ -361,7 +363,7 @@ class _Outer:
         return mask[0], float(products[mask[0]].sum())
 
 
-def subsets(products: Array, targets: Array, pruning: Pruning, limits: Array) -> tuple[Array, Array]:
+def subsets(products: Array, targets: Array, pruning: BlockPruning, limits: Array) -> tuple[Array, Array]:
     """Which products (T, n) are kept for each target (bool), and the errors (T,)."""
     n = products.shape[1]
     if pruning.mode == "sparsest":
@@ -386,7 +388,9 @@ class Narrow(InputError):
         super().__init__(f"a width of {width} has {reason} (valid: about {enough} or more)")
 
 
-def univariate_block(source: Chain, function: Univariate, pieces: int, pruning: Pruning = Pruning()) -> Block:
+def univariate_block(
+    source: Chain, function: UnivariateFunction, pieces: int, pruning: BlockPruning = BlockPruning()
+) -> UnivariateBlock:
     """The function as a mask on a random chain 1 -> inner -> knots -> outer -> 1, with `pieces` knot units.
 
     Raises InputError for a function that is NaN or unbounded, a domain that begins below 0 (inputs must be positive),
@@ -400,12 +404,12 @@ def univariate_block(source: Chain, function: Univariate, pieces: int, pruning: 
     return prune_outer(source, inner, function, pruning, wanted)
 
 
-def block_error(block: Block, function: Univariate) -> float:
+def block_error(block: UnivariateBlock, function: UnivariateFunction) -> float:
     """The supremum over at least 10,000 points and the achieved knots of the masked chain's error."""
     chain = live_part(block.chain)
-    return lines.sup_error(function, lambda t: run(chain, t[:, None])[:, 0], block.achieved)
+    return lines.sup_error(function, lambda t: run_chain(chain, t[:, None])[:, 0], block.achieved)
 
 
-def achieved_floor(block: Block, function: Univariate, values: str = "shifted") -> float:
+def achieved_floor(block: UnivariateBlock, function: UnivariateFunction, values: str = "shifted") -> float:
     """The error of the broken line on the achieved knots: what a block has before its outer layer is pruned."""
     return lines.line_error(function, np.append(block.achieved, function.domain[1]), values)
