@@ -95,7 +95,7 @@ def live_units(chain: Chain) -> list[Array]:
     reaches: list[Array] = [np.ones(chain[-1].weight.shape[0], bool)]
     for layer in reversed(chain):
         reaches.append(np.asarray((layer.keep & reaches[-1][:, None]).any(axis=0)))
-    return [one & other for one, other in zip(carries, reversed(reaches), strict=True)]
+    return [carrying & reaching for carrying, reaching in zip(carries, reversed(reaches), strict=True)]
 
 
 def live_masks(chain: Chain) -> list[tuple[Array, Array]]:
@@ -160,11 +160,13 @@ def chain_error_budget(chain: Chain, eps: float, largest_inputs: Sequence[float]
         )
     depth, outputs = len(chain), chain[-1].weight.shape[0]
     norms = [float(np.abs(np.where(layer.keep, layer.weight, 0.0)).sum(axis=1).max()) for layer in chain]
-    found = []
-    for number in range(depth):
-        later = math.prod(norm + eps / depth for norm in norms[number + 1 :])
-        found.append(eps / (depth * outputs) / ((1 + largest_inputs[number]) * (1 + eps / depth) * later))
-    return np.array(found)
+    later = [math.prod(norm + eps / depth for norm in norms[number + 1 :]) for number in range(depth)]
+    return np.array(
+        [
+            eps / (depth * outputs) / ((1 + bound) * (1 + eps / depth) * gain)
+            for bound, gain in zip(largest_inputs, later, strict=True)
+        ]
+    )
 
 
 # --- stages and tickets ---
@@ -188,7 +190,7 @@ class ChainStage:
         if self.kind == "dense":
             return run_chain(self.chains[0], inputs, self.rectified)
         columns = [inputs.reshape(-1, 1)] if self.kind == "shared" else [column[:, None] for column in inputs.T]
-        outputs = [run_chain(chain, one, self.rectified) for chain, one in zip(self.chains, columns, strict=True)]
+        outputs = [run_chain(chain, column, self.rectified) for chain, column in zip(self.chains, columns, strict=True)]
         return outputs[0].reshape(inputs.shape) if self.kind == "shared" else np.concatenate(outputs, axis=1)
 
 
@@ -353,14 +355,10 @@ def _digest(ticket: UniversalTicket) -> str:
     return digest.hexdigest()
 
 
-def module(ticket: UniversalTicket) -> torch.nn.Module:
-    """The masked source as a `torch.nn.Module` in float64, (points, inputs) to (points, k): see `Convolution`."""
-    return Convolution(ticket)
-
-
 class Convolution(torch.nn.Module):
-    """The univariate convolutional network: 1 x 1 convolutions over coordinates for shared chains, grouped ones for
-    copied chains (a group a coordinate), linear layers for dense ones. Masks are buffers, pruned parameters stay."""
+    """The masked source as a module in float64, (points, inputs) to (points, k): 1 x 1 convolutions over coordinates for
+    shared chains, grouped ones for copied chains (a group a coordinate), linear layers for dense ones. Masks are
+    buffers, pruned parameters stay."""
 
     def __init__(self, ticket: UniversalTicket) -> None:
         super().__init__()
@@ -381,10 +379,10 @@ class _Stage(torch.nn.Module):
         self.depth = len(stage.chains[0])
         for number in range(self.depth):
             layers = [chain[number] for chain in stage.chains]
-            self.weights.append(torch.nn.Parameter(_joined([one.weight for one in layers]), requires_grad=False))
-            self.biases.append(torch.nn.Parameter(_joined([one.bias for one in layers]), requires_grad=False))
-            self.register_buffer(f"keep{number}", _joined([one.keep for one in layers]))
-            self.register_buffer(f"keep_bias{number}", _joined([one.keep_bias for one in layers]))
+            self.weights.append(torch.nn.Parameter(_joined([layer.weight for layer in layers]), requires_grad=False))
+            self.biases.append(torch.nn.Parameter(_joined([layer.bias for layer in layers]), requires_grad=False))
+            self.register_buffer(f"keep{number}", _joined([layer.keep for layer in layers]))
+            self.register_buffer(f"keep_bias{number}", _joined([layer.keep_bias for layer in layers]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shape = x.shape

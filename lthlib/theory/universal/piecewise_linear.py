@@ -70,8 +70,8 @@ def checked(function: UnivariateFunction, lowest: float = -math.inf) -> Univaria
         raise InputError(f"{function.name} maps shape {t.shape} to {values.shape} (valid: elementwise functions)")
     wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))
     if len(wrong):
-        found, at = values[wrong[0]], t[wrong[0]]
-        kind = "NaN" if np.isnan(found) else f"unbounded ({found:g})"
+        value, at = values[wrong[0]], t[wrong[0]]
+        kind = "NaN" if np.isnan(value) else f"unbounded ({value:g})"
         raise InputError(
             f"{function.name} is {kind} at t = {at:g} (valid: magnitudes to {LARGEST:g} on [{a:g}, {b:g}])"
         )
@@ -144,9 +144,9 @@ def knots(function: UnivariateFunction, pieces: int, placement: str = "equidistr
     # a straight stretch still needs its pieces' ends in order
     density = density + 1e-6 * (density.max() or 1.0)
     mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    found = np.interp(np.linspace(0, mass[-1], pieces + 1), mass, t)
-    found[[0, -1]] = function.domain
-    return found
+    places = np.interp(np.linspace(0, mass[-1], pieces + 1), mass, t)
+    places[[0, -1]] = function.domain
+    return places
 
 
 def values_at(function: UnivariateFunction, at: Array, values: str = "shifted") -> Array:
@@ -205,8 +205,8 @@ def power_errors(log_knots: Array, exp_knots: Array, degrees: Sequence[int], val
     log_values = values_at(minus_log(), log_knots, values)
     exp_values = values_at(decay(), exp_knots, values)
     v = np.interp(x, log_knots, log_values)
-    found = [np.interp(r * v, exp_knots, exp_values) - ((1 + x) / 2) ** r for r in degrees]
-    return np.array([float(np.abs(error).max()) for error in found])
+    errors = [np.interp(r * v, exp_knots, exp_values) - ((1 + x) / 2) ** r for r in degrees]
+    return np.array([float(np.abs(error).max()) for error in errors])
 
 
 # --- comparison arm: products through sawtooth functions ---

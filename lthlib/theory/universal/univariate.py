@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lthlib.errors import InputError, unknown
-from lthlib.theory.subset_sum.solve import LARGEST_N, solve, unpack
+from lthlib.theory.subset_sum.solve import LARGEST_N, solve
 from lthlib.theory.universal import piecewise_linear as lines
 from lthlib.theory.universal.chains import Chain, Layer, live_part, run_chain
 from lthlib.theory.universal.piecewise_linear import UnivariateFunction
@@ -119,11 +119,11 @@ def prune_inner(source: Chain, function: UnivariateFunction, at: Array, pruning:
     first, second = source[0], source[1]
     places, slopes = at[:-1], np.diff(lines.values_at(function, at, pruning.values)) / np.diff(at)
     bends = np.abs(np.diff(slopes, prepend=0.0))
-    if pruning.inner == "subset":
-        found = _inner_subsets(first, second, places, bends, pruning)
-    else:
-        found = _inner_singles(first, second, places, np.diff(at), bends)
-    rows, carried, biased, missed = found
+    rows, carried, biased, missed = (
+        _inner_subsets(first, second, places, bends, pruning)
+        if pruning.inner == "subset"
+        else _inner_singles(first, second, places, np.diff(at), bends)
+    )
     keep, keep_first = np.zeros_like(second.keep), np.zeros_like(first.keep)
     keep_first_bias = np.zeros_like(first.keep_bias)
     for row, carriers, constants in zip(rows, carried, biased, strict=True):
@@ -165,13 +165,13 @@ def _inner_singles(first: Layer, second: Layer, places: Array, gaps: Array, bend
         carriers = _spread(by_weight, count)
         constants = _spread(by_bias[~np.isin(by_bias, carriers)], count)
         if len(constants):
-            found = _assigned(second, weights[carriers], biases[constants], carriers, constants, places, gaps, bends)
-            if found[-1] < MISPLACED or count >= max(len(by_weight), len(by_bias)):
+            assigned = _assigned(first, second, carriers, constants, places, gaps, bends)
+            if assigned[-1] < MISPLACED or count >= max(len(by_weight), len(by_bias)):
                 break
-    if not len(constants) or not math.isfinite(found[-1]):
+    if not len(constants) or not math.isfinite(assigned[-1]):
         width = len(second.weight)
         raise Narrow(width, 2 * width, f"no rows of the right signs for its {len(places)} knots")
-    return (*found[:-1], 0)
+    return (*assigned[:-1], 0)
 
 
 def _spread(ordered: Array, count: int) -> Array:
@@ -180,21 +180,15 @@ def _spread(ordered: Array, count: int) -> Array:
 
 
 def _assigned(
-    second: Layer,
-    weights: Array,
-    biases: Array,
-    carriers: Array,
-    constants: Array,
-    places: Array,
-    gaps: Array,
-    bends: Array,
+    first: Layer, second: Layer, carriers: Array, constants: Array, places: Array, gaps: Array, bends: Array
 ) -> tuple[Any, ...]:
     """Rows, their carriers and their constants for each knot, and the largest miss in units of the piece's width."""
     from scipy.optimize import linear_sum_assignment
 
     # Every row with every pair of a carrier and a constant is a possible knot; costs are squared misses of the place,
     # and a penalty where a small inner weight would need an outer one out of reach.
-    slopes, offsets = weights * second.weight[:, carriers], biases * second.weight[:, constants]
+    slopes = first.weight[carriers, 0] * second.weight[:, carriers]
+    offsets = first.bias[constants] * second.weight[:, constants]
     with np.errstate(divide="ignore", invalid="ignore"):
         at = np.where((slopes[:, :, None] > 0) & (offsets[:, None] < 0), -offsets[:, None] / slopes[:, :, None], np.inf)
         lack = np.maximum(0.0, np.log(np.sqrt(bends) / np.maximum(slopes, 1e-12)[:, :, None])) ** 2
@@ -212,13 +206,8 @@ def _assigned(
     pairs = [divmod(int(pick), len(constants)) for pick in picks[1:]]
     carried = [[carriers[picks[0]]], *([carriers[pair[0]]] for pair in pairs)]
     missed = [misses[row, place + 1, pick] for place, (row, pick) in enumerate(zip(rows[1:], picks[1:], strict=True))]
-    possible = best[rows[0], 0] < 1e5
-    return (
-        rows,
-        carried,
-        [[], *([constants[pair[1]]] for pair in pairs)],
-        max(missed, default=0.0) if possible else math.inf,
-    )
+    worst = max(missed, default=0.0) if best[rows[0], 0] < 1e5 else math.inf
+    return rows, carried, [[], *([constants[pair[1]]] for pair in pairs)], worst
 
 
 def _inner_subsets(first: Layer, second: Layer, places: Array, bends: Array, pruning: BlockPruning) -> tuple[Any, ...]:
@@ -279,7 +268,8 @@ def prune_outer(
         planned = np.diff(lines.values_at(function, wanted, pruning.values)) / np.diff(wanted)
         bends = np.diff(planned, prepend=0.0)
         # the balanced split that the inner layer was to have, or its own weights where it was free to choose
-        split = np.sqrt(np.maximum(np.abs(bends), 1e-3)) if pruning.inner == "subset" else _first(inner.weights, bends)
+        split = np.sqrt(np.maximum(np.abs(bends), 1e-3))
+        split = split if pruning.inner == "subset" else np.resize(inner.weights, len(bends))
         targets, bias = (bends / split)[: len(rows)], float(lines.values_at(function, wanted, pruning.values)[0])
     else:
         targets, bias = exact_outer(inner, nodes, heights)
@@ -294,16 +284,10 @@ def prune_outer(
         if pruning.refit == "each":
             targets[i] = (heights[i + 1] - value[i + 1]) / effect[i + 1, i]
         value += effect[:, i] * outer.weight(row, targets[i], float(limits[i]))
-    layers = inner.layers
-    unused = np.ones(len(layers[1].weight), bool)
-    unused[rows] = False
-    second = replace(layers[1], keep=layers[1].keep & ~unused[:, None])
-    missed = outer.missed + inner.missed
-    return UnivariateBlock((layers[0], second, *outer.layers()), nodes[:-1], missed)
-
-
-def _first(weights: Array, bends: Array) -> Array:
-    return np.resize(weights, len(bends))
+    first, second = inner.layers
+    used = np.isin(np.arange(len(second.weight)), rows)
+    chain = (first, replace(second, keep=second.keep & used[:, None]), *outer.layers())
+    return UnivariateBlock(chain, nodes[:-1], outer.missed + inner.missed)
 
 
 class _Outer:
@@ -351,7 +335,7 @@ class _Outer:
             tried.append((error > limit, error if error > limit else cost, error, total, kept))
             if error <= limit and cost <= 2:
                 break  # the later pools cannot do with fewer
-        missed, _, _, total, kept = min(tried, key=lambda one: one[:3])
+        missed, _, _, total, kept = min(tried, key=lambda attempt: attempt[:3])
         self.missed += bool(missed) and self.pruning.mode == "sparsest"
         self.keep[kept, row] = self.used[kept] = True
         self.keep_output[0, kept] = True
@@ -368,13 +352,13 @@ def subsets(products: Array, targets: Array, pruning: BlockPruning, limits: Arra
     n = products.shape[1]
     if pruning.mode == "sparsest":
         # one tolerance a call: scaled so that each target has its own
-        found = solve(products / limits[:, None], targets / limits, "sparsest", eps=1.0)
-        return unpack(found.mask, n), found.error * limits
+        solution = solve(products / limits[:, None], targets / limits, "sparsest", eps=1.0)
+        return solution.kept(n), solution.error * limits
     best, errors = np.zeros((len(targets), n), bool), np.abs(targets)
     for size in range(1, min(pruning.largest, n) + 1):
-        found = solve(products, targets, "fixed", k=size)
-        better = (found.error < errors) & (errors > limits)
-        best[better], errors = unpack(found.mask, n)[better], np.minimum(errors, found.error)
+        solution = solve(products, targets, "fixed", k=size)
+        better = (solution.error < errors) & (errors > limits)
+        best[better], errors = solution.kept(n)[better], np.minimum(errors, solution.error)
     return best, errors
 
 

@@ -58,7 +58,7 @@ def test_masked_source_effective_net_and_module_agree(powers: UniversalTicket) -
     full = powers.features_in_full(x)
     assert np.abs(full - powers.features(x)).max() < 1e-12
     with torch.inference_mode():
-        module = networks.module(powers)(torch.from_numpy(x)).numpy()
+        module = networks.Convolution(powers)(torch.from_numpy(x)).numpy()
     assert np.abs(full - module).max() < 1e-12
 
 
@@ -204,7 +204,7 @@ def test_several_variables_shared_and_copied() -> None:
     for ticket in (shared, copied):
         assert universal.power_sup_errors(ticket, exponents, 2000).max() < 1.2e-3
         x = np.random.default_rng(0).random((40, 2))
-        module = networks.module(ticket)(torch.from_numpy(x)).numpy()
+        module = networks.Convolution(ticket)(torch.from_numpy(x)).numpy()
         assert np.abs(module - ticket.features_in_full(x)).max() < 1e-12
     ratio = copied.kept_by_stage()["logarithm"] / shared.kept_by_stage()["logarithm"]
     assert ratio == pytest.approx(2, rel=0.1)
