@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,19 +89,15 @@ def choose(candidates: Array, targets: Array, search: SubsetSearch, eps: float) 
         kept[np.arange(len(a)), np.abs(a - z[:, None]).argmin(axis=1)] = True
     elif search.method == "greedy":
         kept = greedy(a, z, eps)
-    elif search.method == "fixed":
-        assert search.size is not None
-        return _engine(a, z, "fixed", k=min(search.size, n))
-    elif search.method == "sparsest":
-        return _engine(a, z, "sparsest", eps=eps, choice=search.choice, allow_empty=search.allow_empty)
     else:
-        return _engine(a, z, "best", allow_empty=search.allow_empty)
+        modes: dict[str, dict[str, Any]] = {
+            "best": {"allow_empty": search.allow_empty},
+            "sparsest": {"eps": eps, "choice": search.choice, "allow_empty": search.allow_empty},
+            "fixed": {"k": min(search.size or n, n)},
+        }
+        solution = solve(a, z, search.method, **modes[search.method])
+        return solution.kept(n), solution.error
     return kept, np.abs((a * kept).sum(axis=1) - z)
-
-
-def _engine(a: Array, z: Array, mode: str, **options: object) -> tuple[Array, Array]:
-    solution = solve(a, z, mode, **options)  # type: ignore[arg-type]
-    return solution.kept(a.shape[1]), solution.error
 
 
 def greedy(candidates: Array, targets: Array, eps: float) -> Array:

@@ -356,8 +356,8 @@ def _digest(ticket: UniversalTicket) -> str:
 
 
 class Convolution(torch.nn.Module):
-    """The masked source as a module in float64, (points, inputs) to (points, k): 1 x 1 convolutions over coordinates for
-    shared chains, grouped ones for copied chains (a group a coordinate), linear layers for dense ones. Masks are
+    """The masked source as a module in float64, (points, inputs) to (points, k): 1 x 1 convolutions over coordinates
+    for shared chains, grouped ones for copied chains (a group a coordinate), linear layers for dense ones. Masks are
     buffers, pruned parameters stay."""
 
     def __init__(self, ticket: UniversalTicket) -> None:

@@ -69,10 +69,8 @@ def candidate_paths(source: Chain) -> tuple[Array, list[Path]]:
             if level == hidden - 1:
                 candidates.append((float(gains[unit] * weights[level + 1][0, unit]), head))
                 continue
-            into = (
-                (float(weights[level + 1][at, unit]), factor, sign) for sign, (at, factor) in ways[level + 1].items()
-            )
-            tails = [(gain * factor, sign) for gain, factor, sign in into if gain > 0]
+            onward = weights[level + 1][:, unit]
+            tails = [(float(onward[at]) * gain, side) for side, (at, gain) in ways[level + 1].items() if onward[at] > 0]
             if tails:
                 value, sign = max(tails, key=lambda tail: abs(tail[0]))
                 way = tuple((later, ways[later][sign][0]) for later in range(level + 1, hidden))
