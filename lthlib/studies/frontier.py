@@ -24,7 +24,7 @@ from lthlib.models.narrower import small_dense
 from lthlib.studies.beyond import TICKET, setting_rows
 from lthlib.studies.setting import Setting, interval
 from lthlib.theory.strong.construct import construct
-from lthlib.theory.strong.search import Search
+from lthlib.theory.strong.search import SubsetSearch
 from lthlib.ticket import Ticket, initial_tickets
 from lthlib.training.recipe import Recipe
 from lthlib.training.train import evaluate
@@ -138,7 +138,7 @@ def score_training_cost(ticket: Ticket, recipe: Recipe, examples: int) -> Cost:
     return Cost(seen * dense, seen * sparse)
 
 
-def constructed(levels: Sequence[Level], search: Search, setting: Setting) -> pd.DataFrame:
+def constructed(levels: Sequence[Level], search: SubsetSearch, setting: Setting) -> pd.DataFrame:
     """A strong ticket for the trained network of every level, the dense one's too: rows (COLUMNS and more).
 
     `asked` is the density of the network whose function is constructed, `ratio` numbers kept over its own kept

@@ -23,7 +23,7 @@ from lthlib.randomness import generator
 from lthlib.store import Store
 from lthlib.theory.universal.chains import UniversalTicket
 from lthlib.theory.universal.construct import Design, polynomial_ticket
-from lthlib.theory.universal.univariate import Pruning
+from lthlib.theory.universal.univariate import BlockPruning
 from lthlib.theory.universal.universality import least_squares
 from lthlib.ticket import Ticket, initial_tickets
 from lthlib.training.recipe import Recipe
@@ -127,7 +127,7 @@ def image_exponents(features: int, seed: int) -> Array:
 
 def image_ticket(features: int, seed: int) -> UniversalTicket:
     """The universal polynomial ticket for 64 pixels: exponents as in `image_exponents`, blocks shared over pixels."""
-    pruning = Pruning(tolerance=1e-3)
+    pruning = BlockPruning(tolerance=1e-3)
     return polynomial_ticket(seed, image_exponents(features, seed), design=Design((10, 12), linear=40), pruning=pruning)
 
 

@@ -120,7 +120,7 @@ odd = _operation(1, lambda b, x: _tag(b, x, 1))
 
 
 @intrinsic
-def load(typing: Any, array: Any, index: Any) -> Any:
+def load_lanes(typing: Any, array: Any, index: Any) -> Any:
     """Vector number `index` of `array` (flat, float64, aligned to a vector)."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
@@ -130,7 +130,7 @@ def load(typing: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
+def store_lanes(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """Writes vector number `index` of `array`."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:

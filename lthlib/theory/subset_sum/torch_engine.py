@@ -1,6 +1,6 @@
 """Subset sums in torch: the path for GPUs, and a plain second opinion on the compiled kernels.
 
-The same functions as `subset_sum_kernels`, on any device, in float64: half lists by concatenation (a sum's place in the
+The same functions as `kernels`, on any device, in float64: half lists by concatenation (a sum's place in the
 list is its mask), one of them sorted, the other's complements searched in it. Batches are cut to fit memory.
 """
 

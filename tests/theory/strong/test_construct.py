@@ -17,11 +17,11 @@ from lthlib.theory.strong import search as strong_search
 from lthlib.theory.strong import sources as strong_sources
 from lthlib.theory.strong.construct import construct
 from lthlib.theory.strong.error_bounds import error_bound, error_budget
-from lthlib.theory.strong.search import Search, choose, draw, greedy
+from lthlib.theory.strong.search import SubsetSearch, choose, draw_weights, greedy
 from lthlib.ticket import Ticket, dense_ticket
 
 INPUTS = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(7))
-SEARCH = Search(candidates=18, eps=1e-3, redraws=4)
+SEARCH = SubsetSearch(candidates=18, eps=1e-3, redraws=4)
 
 
 def target(name, seed=0, shape=(1, 8, 8), classes=10):
@@ -98,7 +98,7 @@ def test_two_layers_a_layer(name, scale):
 )  # fmt: skip
 def test_one_layer_more_than_the_target(name, most):
     ticket = target(name)
-    found = construct(ticket, Search(candidates=22, eps=1e-3, redraws=4), kind="depth-plus-one")
+    found = construct(ticket, SubsetSearch(candidates=22, eps=1e-3, redraws=4), kind="depth-plus-one")
     assert found.unreached <= 5
     assert found.sup_error(INPUTS) < most
     assert len(found.ticket.masks) == len(ticket.masks) + 1
@@ -114,7 +114,7 @@ def test_one_layer_more_than_the_target(name, most):
 def test_a_ticket_is_a_masked_draw_of_its_source(kind, tmp_path):
     found = construct(target("lenet-12"), SEARCH, kind=kind, seed=3)
     again = construct(target("lenet-12"), SEARCH, kind=kind, seed=3)
-    other = construct(target("lenet-12", seed=1), Search(candidates=18), kind=kind, seed=3)
+    other = construct(target("lenet-12", seed=1), SubsetSearch(candidates=18), kind=kind, seed=3)
     assert found.ticket.digest() == again.ticket.digest()
     # the source does not look at the target: where no redraw widened it, another target prunes the same numbers
     for name, weights in other.ticket.coefficients.items():
@@ -144,7 +144,7 @@ def test_hidden_neurons_keep_one_input_and_only_if_used():
 
 def test_inputs_without_negative_values_need_half_the_sums():
     ticket, inputs = target("lenet-12"), INPUTS.abs()
-    search = Search(candidates=22, eps=1e-3)
+    search = SubsetSearch(candidates=22, eps=1e-3)
     both, half = construct(ticket, search), construct(ticket, search, signed_inputs=False)
     assert both.layers["solves"][0] == 64 * 12 * 2 + 12
     assert half.layers["solves"][0] == 64 * 12 + 12
@@ -153,7 +153,7 @@ def test_inputs_without_negative_values_need_half_the_sums():
 
 
 def test_fixed_sizes_keep_exactly_that_many():
-    found = construct(target("lenet-12"), Search(candidates=20, method="fixed", size=6, eps=0.01))
+    found = construct(target("lenet-12"), SubsetSearch(candidates=20, method="fixed", size=6, eps=0.01))
     outer = found.ticket.masks["3.weight"]
     block = outer.view(12, 65, 40)[:, :64]
     sizes = block.sum(2)
@@ -164,7 +164,7 @@ def test_fixed_sizes_keep_exactly_that_many():
 def test_malach_needs_many_neurons_and_pensia_few():
     errors = {}
     for method, n in (("nearest", 20), ("nearest", 400), ("best", 20), ("sparsest", 20)):
-        found = construct(target("lenet-8"), Search(candidates=n, method=method, eps=0.01))
+        found = construct(target("lenet-8"), SubsetSearch(candidates=n, method=method, eps=0.01))
         errors[method, n] = found.layers["mean_error"].mean()
         if method == "nearest":
             # one candidate a weight and sign
@@ -177,7 +177,7 @@ def test_malach_needs_many_neurons_and_pensia_few():
 def test_greedy_digits_need_few_hyperbolic_candidates():
     generator = torch.Generator().manual_seed(0)
     goals = np.random.default_rng(0).uniform(-1, 1, 2000)
-    candidates = draw("hyperbolic", (2000, 120), generator).astype(float)
+    candidates = draw_weights("hyperbolic", (2000, 120), generator).astype(float)
     low, high = strong_search.HYPERBOLIC
     assert np.abs(candidates).min() >= low * 0.999
     assert np.abs(candidates).max() <= high * 1.001
@@ -188,12 +188,14 @@ def test_greedy_digits_need_few_hyperbolic_candidates():
     assert kept.sum(1).max() < 12
     # the greedy choice is never better than the best subset
     few = candidates[:, :14]
-    assert (choose(few, goals, Search(14, "greedy"), 1e-3)[1] >= choose(few, goals, Search(14), 1e-3)[1] - 1e-12).all()
+    assert (
+        choose(few, goals, SubsetSearch(14, "greedy"), 1e-3)[1] >= choose(few, goals, SubsetSearch(14), 1e-3)[1] - 1e-12
+    ).all()
 
 
 def test_redraws_widen_the_source_and_are_counted():
     ticket = target("lenet-12")
-    plain, redrawn = (construct(ticket, Search(candidates=14, eps=1e-3, redraws=r)) for r in (0, 6))
+    plain, redrawn = (construct(ticket, SubsetSearch(candidates=14, eps=1e-3, redraws=r)) for r in (0, 6))
     assert plain.unreached > 20
     assert redrawn.unreached < plain.unreached / 4
     assert redrawn.layers["redrawn"].sum() >= plain.unreached - redrawn.unreached
@@ -204,7 +206,7 @@ def test_redraws_widen_the_source_and_are_counted():
 
 def test_neurons_of_their_own_cost_width():
     ticket = target("lenet-6")
-    shared, own = (construct(ticket, Search(candidates=12, eps=0.01, shared=shared)) for shared in (True, False))
+    shared, own = (construct(ticket, SubsetSearch(candidates=12, eps=0.01, shared=shared)) for shared in (True, False))
     assert own.counts["source"] > 5 * shared.counts["source"]
     with torch.no_grad():
         assert (own.outputs(INPUTS) - own.effective_outputs(INPUTS)).abs().max() < 1e-12
@@ -216,12 +218,12 @@ def test_small_weights_can_be_rounded_away():
     small = sum(
         int((layer.weight.abs() <= 0.05).sum()) for layer in strong_sources.affines(strong_sources.read(ticket))
     )
-    found = construct(ticket, Search(candidates=16, method="sparsest", eps=0.05, round_small=True))
-    every = construct(ticket, Search(candidates=16, method="sparsest", eps=0.05, allow_empty=False))
+    found = construct(ticket, SubsetSearch(candidates=16, method="sparsest", eps=0.05, round_small=True))
+    every = construct(ticket, SubsetSearch(candidates=16, method="sparsest", eps=0.05, allow_empty=False))
     assert every.solves - found.solves >= small
     assert found.ticket.kept < every.ticket.kept
     # an unreachable target comes back with its error
-    assert construct(ticket, Search(candidates=2, eps=1e-3)).unreached > 100
+    assert construct(ticket, SubsetSearch(candidates=2, eps=1e-3)).unreached > 100
 
 
 # --- the error budget ---
@@ -251,7 +253,7 @@ def test_weights_within_the_budget_keep_the_outputs_within_eps():
 def test_a_construction_within_the_budget_is_within_eps_end_to_end():
     ticket = target("lenet-8")
     budget = error_budget(ticket, 0.2, INPUTS)
-    found = construct(ticket, Search(candidates=22, redraws=4), eps=budget)
+    found = construct(ticket, SubsetSearch(candidates=22, redraws=4), eps=budget)
     assert found.unreached == 0
     assert found.sup_error(INPUTS) <= 0.2
 
@@ -292,13 +294,13 @@ def broken(value):
     ("call", "message"),
     [
         (lambda: construct(target("lenet-12"), kind="three-layer"), "unknown construction 'three-layer'"),
-        (lambda: construct(target("lenet-12"), Search(33)), r"33 candidates .*32 bits \(valid: 1 to 32"),
-        (lambda: Search(0, "greedy"), "valid: 1 to 100000"),
-        (lambda: Search(method="gurobi"), "unknown method 'gurobi'"),
-        (lambda: Search(law="cauchy"), "unknown law 'cauchy'"),
-        (lambda: Search(eps=math.nan), "eps is nan"),
-        (lambda: Search(redraws=-1), "-1 redraws"),
-        (lambda: Search(method="fixed"), "size is None"),
+        (lambda: construct(target("lenet-12"), SubsetSearch(33)), r"33 candidates .*32 bits \(valid: 1 to 32"),
+        (lambda: SubsetSearch(0, "greedy"), "valid: 1 to 100000"),
+        (lambda: SubsetSearch(method="gurobi"), "unknown method 'gurobi'"),
+        (lambda: SubsetSearch(law="cauchy"), "unknown law 'cauchy'"),
+        (lambda: SubsetSearch(eps=math.nan), "eps is nan"),
+        (lambda: SubsetSearch(redraws=-1), "-1 redraws"),
+        (lambda: SubsetSearch(method="fixed"), "size is None"),
         (lambda: construct(broken(math.nan)), "target tensor '1.weight' holds 1 values that are NaN or infinite"),
         (lambda: construct(broken(math.inf)), "NaN or infinite"),
         (lambda: construct(target("lenet-12"), eps=[0.1]), "1 tolerances for a target of 2 layers"),
@@ -306,7 +308,7 @@ def broken(value):
         (lambda: construct(target(f"{__name__}:grouped")), r"layer '1' \(Conv2d.*groups=2.*is covered by no"),
         (lambda: construct(target("resnet-8-w2"), kind="depth-plus-one"), "residual blocks are not covered"),
         (lambda: construct(target("flatten-linear3-sigmoid-linear10"), kind="depth-plus-one"), "'sigmoid' is not"),
-        (lambda: construct(target("lenet-12"), Search(90_000, "nearest")), "does not fit"),
+        (lambda: construct(target("lenet-12"), SubsetSearch(90_000, "nearest")), "does not fit"),
         (lambda: error_budget(target("lenet-12"), 0.0, INPUTS), "eps is 0.0"),
         (lambda: strong_sources.module_of("linear3-gelu", (64, 1, 1), 10), "no layer 'gelu'"),
         (lambda: strong_sources.module_of("flatten-linear3", (1, 8, 8), 10), "ends in shape"),

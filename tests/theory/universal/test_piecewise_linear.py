@@ -7,7 +7,7 @@ import pytest
 
 from lthlib.errors import InputError
 from lthlib.theory.universal import piecewise_linear as lines
-from lthlib.theory.universal.piecewise_linear import Univariate, decay, knots, line_error, minus_log, sine
+from lthlib.theory.universal.piecewise_linear import UnivariateFunction, decay, knots, line_error, minus_log, sine
 
 
 def test_uniform_bounds_are_the_specified_ones() -> None:
@@ -29,7 +29,7 @@ def test_equidistributed_rates_are_the_specified_ones() -> None:
 @pytest.mark.parametrize("function", [decay(), sine()], ids=lambda function: function.name)
 @pytest.mark.parametrize("placement", lines.PLACEMENTS)
 @pytest.mark.parametrize("values", lines.VALUES)
-def test_errors_fall_with_the_square_of_the_pieces(function: Univariate, placement: str, values: str) -> None:
+def test_errors_fall_with_the_square_of_the_pieces(function: UnivariateFunction, placement: str, values: str) -> None:
     pieces = np.array([16, 32, 64, 128])
     errors = [line_error(function, knots(function, n, placement), values) for n in pieces]
     assert np.polyfit(np.log(pieces), np.log(errors), 1)[0] == pytest.approx(-2, abs=0.1)
@@ -75,27 +75,27 @@ def test_sawtooth_errors_and_parameters() -> None:
 
 
 def test_knots_without_a_second_derivative_or_curvature() -> None:
-    kink = Univariate("kink", lambda t: np.abs(t - 0.5), (0.0, 1.0))
+    kink = UnivariateFunction("kink", lambda t: np.abs(t - 0.5), (0.0, 1.0))
     at = knots(kink, 6)
     assert (np.diff(at) > 0).all()
     assert line_error(kink, at, "interpolated") < 0.02
-    flat = Univariate("flat", lambda t: 2 * t, (0.0, 1.0))
+    flat = UnivariateFunction("flat", lambda t: 2 * t, (0.0, 1.0))
     assert knots(flat, 4) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
 
 
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (Univariate("f", lambda t: np.where(t > 0.5, np.nan, t), (0.0, 1.0)), "f is NaN at t = 0.5"),
-        (Univariate("f", lambda t: 1 / t, (0.0, 1.0)), r"f is unbounded \(inf\) at t = 0"),
-        (Univariate("f", lambda t: 1 / (t - 0.3), (0.0, 1.0)), "f is unbounded"),
-        (Univariate("f", np.sin, (-1.0, 1.0)), "reaches below 0.*shift the input"),
-        (Univariate("f", np.sin, (1.0, 1.0)), "is no interval"),
-        (Univariate("f", np.sin, (0.0, math.inf)), "is no interval"),
-        (Univariate("f", lambda t: t[:3], (0.0, 1.0)), "valid: elementwise functions"),
+        (UnivariateFunction("f", lambda t: np.where(t > 0.5, np.nan, t), (0.0, 1.0)), "f is NaN at t = 0.5"),
+        (UnivariateFunction("f", lambda t: 1 / t, (0.0, 1.0)), r"f is unbounded \(inf\) at t = 0"),
+        (UnivariateFunction("f", lambda t: 1 / (t - 0.3), (0.0, 1.0)), "f is unbounded"),
+        (UnivariateFunction("f", np.sin, (-1.0, 1.0)), "reaches below 0.*shift the input"),
+        (UnivariateFunction("f", np.sin, (1.0, 1.0)), "is no interval"),
+        (UnivariateFunction("f", np.sin, (0.0, math.inf)), "is no interval"),
+        (UnivariateFunction("f", lambda t: t[:3], (0.0, 1.0)), "valid: elementwise functions"),
     ],
 )
-def test_bad_functions_are_named(function: Univariate, message: str) -> None:
+def test_bad_functions_are_named(function: UnivariateFunction, message: str) -> None:
     with pytest.raises(InputError, match=message):
         lines.checked(function, lowest=0.0)
 
@@ -108,4 +108,4 @@ def test_bad_choices_are_named() -> None:
     with pytest.raises(InputError, match="unknown values at the knots"):
         lines.values_at(sine(), np.array([0.0, 1.0]), "free")
     with pytest.raises(InputError, match="second derivative"):
-        lines.uniform_bound(Univariate("f", np.sin, (0.0, 1.0)), 3)
+        lines.uniform_bound(UnivariateFunction("f", np.sin, (0.0, 1.0)), 3)
