@@ -52,7 +52,7 @@ class ImageTask:
         return part.images.flatten(1).double().numpy()
 
 
-def small(dataset: Dataset) -> Dataset:
+def pooled(dataset: Dataset) -> Dataset:
     """Images pooled to 8 x 8 grey pixels in [0, 1] (mean over channels and over the cells of an even grid)."""
     largest = float(dataset.train.images.max())
 
@@ -72,7 +72,7 @@ def load_small(name: str, data_dir: Path | str, train_size: int = 0) -> Dataset:
     whole = data.load(name, data_dir)
     if train_size and train_size < len(whole.train.labels):
         whole = data.load(name, data_dir, train_size=train_size)
-    return small(whole)
+    return pooled(whole)
 
 
 def classification(name: str, dataset: Dataset) -> ImageTask:
