@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import torch
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError
@@ -235,9 +234,9 @@ def small_dense(architecture: Architecture, count: int) -> Architecture:
     `architecture`. Raises InputError for a user's own module, and for a count below 1.
     """
     name, shape, classes = architecture.name, architecture.input_shape, architecture.classes
-    if ":" in name or count < 1:
-        raise InputError(f"no model like {name!r} of {count} weights is known (valid: lenet, conv, vgg, resnet)")
     family, *numbers = name.split("-")
+    if family not in ("lenet", "conv", "vgg", "resnet") or count < 1:
+        raise InputError(f"no model like {name!r} of {count} weights is known (valid: lenet, conv, vgg, resnet)")
     plain, _, own = name.partition("-w")
 
     def narrower(width: int) -> Architecture:
@@ -254,6 +253,5 @@ def small_dense(architecture: Architecture, count: int) -> Architecture:
 
 
 def _size(architecture: Architecture) -> int:
-    with torch.device("meta"):
-        state = models.build(architecture).state_dict()
+    state = models.skeleton(architecture).state_dict()
     return sum(state[name].numel() for name in prunable(architecture))
