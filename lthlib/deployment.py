@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lthlib.errors import InputError
-from lthlib.models.architecture import Architecture, build
+from lthlib.models.architecture import Architecture, build, skeleton
 from lthlib.store import write_atomically
 from lthlib.ticket import Ticket
 from lthlib.training.network import is_linear
@@ -59,8 +59,8 @@ def dense(ticket: Ticket) -> Deployment:
     """The network with the ticket's weights baked in: dense layers, pruned weights as zeros."""
     module = build(ticket.architecture)
     module.load_state_dict(ticket.state())
-    architecture = vars(ticket.architecture) | {"input_shape": list(ticket.architecture.input_shape)}
-    return Deployment(module.eval(), {"architecture": architecture, "linear": {}, "factors": {}, "sparse": {}})
+    described = ticket.architecture.to_json()
+    return Deployment(module.eval(), {"architecture": described, "linear": {}, "factors": {}, "sparse": {}})
 
 
 @torch.no_grad()
@@ -231,10 +231,8 @@ def _fits_kernels(layer: nn.Linear) -> bool:
 
 def built_network(description: dict[str, Any]) -> nn.Module:
     """The modules of a description, with no values yet (on the meta device)."""
-    architecture = description["architecture"]
-    shape = tuple(architecture["input_shape"])
+    module = skeleton(Architecture.from_json(description["architecture"]))
     with torch.device("meta"):
-        module = build(Architecture(architecture["name"], shape, architecture["classes"]))
         for name, (inputs, outputs) in description["linear"].items():
             module.set_submodule(name, nn.Linear(inputs, outputs))
         for name, r in description["factors"].items():

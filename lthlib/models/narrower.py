@@ -2,8 +2,6 @@
 
 from bisect import bisect_left
 
-import torch
-
 from lthlib.errors import InputError
 from lthlib.models import architecture as models
 from lthlib.models.architecture import Architecture, prunable
@@ -16,9 +14,9 @@ def small_dense(architecture: Architecture, count: int) -> Architecture:
     `architecture`. Raises InputError for a user's own module, and for a count below 1.
     """
     name, shape, classes = architecture.name, architecture.input_shape, architecture.classes
-    if ":" in name or count < 1:
-        raise InputError(f"no model like {name!r} of {count} weights is known (valid: lenet, conv, vgg, resnet)")
     family, *numbers = name.split("-")
+    if family not in ("lenet", "conv", "vgg", "resnet") or count < 1:
+        raise InputError(f"no model like {name!r} of {count} weights is known (valid: lenet, conv, vgg, resnet)")
     plain, _, own = name.partition("-w")
 
     def narrower(width: int) -> Architecture:
@@ -35,6 +33,5 @@ def small_dense(architecture: Architecture, count: int) -> Architecture:
 
 
 def _size(architecture: Architecture) -> int:
-    with torch.device("meta"):
-        state = models.build(architecture).state_dict()
+    state = models.skeleton(architecture).state_dict()
     return sum(state[name].numel() for name in prunable(architecture))

@@ -1,13 +1,12 @@
 """Tidy rows of the sketching study: relative errors of many drawn masks beside their formulas."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError
@@ -211,18 +210,13 @@ def linearised_rows(
     return pd.concat(parts, ignore_index=True)
 
 
-def one_linear_layer(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """A network of one linear layer, for `one_layer_identity`."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), classes))
-
-
 def one_layer_identity(ticket: Ticket) -> float:
     """Largest difference between SynFlow's scores of one linear layer and the optimal p for rows of equal norm.
 
     The layer is the ticket's output layer as a network of its own; that p is |w| / sum |w|.
     """
     weight = ticket.weights()[output_layer(ticket.architecture)].double()
-    alone = architecture(f"{__name__}:one_linear_layer", (1, 1, weight.shape[1]), weight.shape[0])
+    alone = architecture("linear", (1, 1, weight.shape[1]), weight.shape[0])
     score = synflow_scores(dense_ticket(alone, {"1.weight": weight, "1.bias": weight.new_zeros(len(weight))}))
     return float((score["1.weight"] / score["1.weight"].sum() - weight.abs() / weight.abs().sum()).abs().max())
 

@@ -256,7 +256,7 @@ def reconstructed_rows(
     """
     rows = []
     for name in ("polynomial", "fourier"):
-        architecture = models.architecture(f"lthlib.models.reconstructed:{name}", dataset.input_shape, dataset.classes)
+        architecture = models.architecture(f"reconstructed-{name}", dataset.input_shape, dataset.classes)
         sources = [random_source(architecture, seed, bias_scale=1.0) for seed in seeds]
         settings = Supermask(density=0.5, prune_biases=True)
         masked = [search.ticket for search in find_supermasks(sources, settings, recipe, dataset, store=store)]

@@ -1,8 +1,8 @@
 """Proximal operators on coefficients, and the structured tickets (units, low rank) that they find.
 
 prox_h(c) = argmin_x 1/2 |x - c|^2 + strength * h(x), with strength = step size * penalty weight. For an orthonormal
-B, prox_{h o B}(w) = B^T prox_h(B w), so that every operator here serves every basis (`proximal_in_basis`). Apply after the
-optimiser step (forward-backward splitting), with momentum after the velocity update. Under Adam the metric is
+B, prox_{h o B}(w) = B^T prox_h(B w), so that every operator here serves every basis (`proximal_in_basis`). Apply
+after the optimiser step (forward-backward splitting), with momentum after the velocity update. Under Adam the metric is
 diag(sqrt(v) + eps): pass strength / (sqrt(v) + eps) as a tensor; a plain number there is a heuristic.
 Source: Parikh and Boyd, Proximal Algorithms, 2014, sections 2.2, 4.2 and 6.5.
 

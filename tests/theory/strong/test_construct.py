@@ -10,6 +10,7 @@ from torch import nn
 
 from lthlib.errors import InputError
 from lthlib.models import architecture as models
+from lthlib.models import layers
 from lthlib.models.initial import initial_state
 from lthlib.theory.strong import construct as strong
 from lthlib.theory.strong import equivariant as strong_equivariant
@@ -310,8 +311,8 @@ def broken(value):
         (lambda: construct(target("flatten-linear3-sigmoid-linear10"), kind="depth-plus-one"), "'sigmoid' is not"),
         (lambda: construct(target("lenet-12"), SubsetSearch(90_000, "nearest")), "does not fit"),
         (lambda: error_budget(target("lenet-12"), 0.0, INPUTS), "eps is 0.0"),
-        (lambda: strong_sources.module_of("linear3-gelu", (64, 1, 1), 10), "no layer 'gelu'"),
-        (lambda: strong_sources.module_of("flatten-linear3", (1, 8, 8), 10), "ends in shape"),
+        (lambda: layers.module_of("linear3-gelu", (64, 1, 1), 10), "no layer 'gelu'"),
+        (lambda: layers.module_of("flatten-linear3", (1, 8, 8), 10), "ends in shape"),
         (lambda: strong_equivariant.equivariant_target("rotations", 4, 2, [3], 3, 0), "unknown group 'rotations'"),
     ],
 )
