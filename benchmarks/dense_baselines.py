@@ -61,9 +61,7 @@ def rows_of(baseline: Baseline, dataset: data.Dataset, store: Store | None) -> l
         recipe = replace(baseline.recipe, epochs=baseline.short, learning_rate=rate, evaluations=1)
         told = f"{name}: validation, learning rate {rate:g}, {baseline.short:g} epochs"
         try:
-            trained = train(
-                initial_tickets(net, [0]), recipe, dataset, [0], store=store, progress=f"{name}, rate {rate}"
-            )
+            trained = train(initial_tickets(net, [0]), recipe, dataset, store=store, progress=f"{name}, rate {rate}")
         except FloatingPointError:
             rows.append(Row(f"{told}: diverged", 0, "%"))
             continue
@@ -75,7 +73,7 @@ def rows_of(baseline: Baseline, dataset: data.Dataset, store: Store | None) -> l
     best = max(reached, key=lambda rate: reached[rate])
     recipe = replace(baseline.recipe, learning_rate=best, evaluations=1)
     seeds = list(range(baseline.seeds))
-    trained = train(initial_tickets(net, seeds), recipe, dataset, seeds, store=store, progress=f"{name}, dense")
+    trained = train(initial_tickets(net, seeds), recipe, dataset, store=store, progress=f"{name}, dense")
     accuracies = [one.accuracy for one in evaluate([one.ticket for one in trained], dataset, "test")]
     spread = mean_interval(accuracies)
     told = f", 95 % interval {spread.low:.2f} to {spread.high:.2f}" if len(seeds) > 1 else ""

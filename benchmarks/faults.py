@@ -138,7 +138,7 @@ def damage(folder: Path, count: int) -> list[Row]:
     store = Store(folder / "store")
 
     def trained() -> str:
-        (one,) = train_dense(initial_tickets(net, [0]), Recipe(epochs=1), images, [0], device="cpu", store=store)
+        (one,) = train_dense(initial_tickets(net, [0]), Recipe(epochs=1), images, store=store)
         return one.ticket.digest()
 
     first = trained()

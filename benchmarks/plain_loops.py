@@ -28,7 +28,7 @@ def ours(tickets: list[Ticket], dataset: Dataset, batch: int, repeats: int) -> f
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        train(tickets, recipe, dataset, list(range(len(tickets))), device="cpu")
+        train(tickets, recipe, dataset)
         times.append((time.perf_counter() - start) / len(tickets) / recipe.steps(len(dataset.train.labels)))
     return statistics.median(times[1:])
 
@@ -37,7 +37,7 @@ def rows_of(name: str, dataset: Dataset, batch: int, replicates: int, repeats: i
     """A dense and a masked row of one network."""
     model = architecture(name, dataset.input_shape, dataset.classes)
     dense = initial_tickets(model, list(range(replicates)))
-    pruned = [find(ticket, 0.1, "erk", device="cpu") for ticket in dense]
+    pruned = [find(ticket, 0.1, "erk") for ticket in dense]
     part = dataset.normalise(dataset.train.images[:batch])
     labels = dataset.train.labels[:batch]
     rows = []

@@ -35,9 +35,9 @@ def seconds(
 ) -> float:
     """Wall seconds of one dense training and, from it, all levels in the bases of each rule."""
     start = time.perf_counter()
-    dense = train_dense(initial_tickets(model, seeds), recipe, images, seeds, device="cpu")
+    dense = train_dense(initial_tickets(model, seeds), recipe, images)
     for rule in rules:
-        for _ in iterative_magnitude_pruning(in_basis(dense, rule), recipe, images, pruning, device="cpu"):
+        for _ in iterative_magnitude_pruning(in_basis(dense, rule), recipe, images, pruning):
             pass
     return time.perf_counter() - start
 
@@ -63,7 +63,7 @@ def main() -> None:
     steps = recipe.steps(len(images.train.labels)) * len(seeds) * (pruning.levels + 1)
     work = steps * recipe.batch_size * (4 * first + 6 * sum(others)) / 1e9
     torch.manual_seed(0)  # of the plain loop's shuffling alone
-    loop = step_seconds(masked(build(model), find(ticket, 0.1, "erk", device="cpu")), images, recipe.batch_size)
+    loop = step_seconds(masked(build(model), find(ticket, 0.1, "erk")), images, recipe.batch_size)
     name = (
         f"IMP, {model.name} on {images.name}, {pruning.levels} levels x {len(seeds)} seeds x {recipe.epochs:g} epochs"
     )

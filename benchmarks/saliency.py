@@ -60,7 +60,7 @@ def main() -> None:
     name, per_class, iterations, repeats = ("vgg-11-w8", 2, 4, 1) if tiny else ("vgg-16", 10, 100, 3)
     model = architecture(name, (3, 32, 32), 10)
     ticket = dense_ticket(model, initial_state(model, 0))
-    images, labels = pruning_data(ticket, None, 0, examples_per_class=per_class, corruption="gaussian")
+    images, labels = pruning_data(ticket, None, examples_per_class=per_class, corruption="gaussian")
     plain = gradient_pass(name, images, labels)
     one = gradient_pass(name, torch.ones(1, 3, 32, 32, dtype=torch.float64), labels[:1] * 0 + 9)
     scores = {

@@ -69,7 +69,7 @@ def rows_of(name: str, dataset: Dataset, batch: int, repeats: int, replicates: i
     settings, times = Supermask(density=0.5), []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        find_supermasks(sources, settings, recipe, dataset, range(replicates), device="cpu")
+        find_supermasks(sources, settings, recipe, dataset)
         times.append((time.perf_counter() - start) / replicates / recipe.steps(len(dataset.train.labels)))
     images = dataset.normalise(dataset.train.images[:batch])
     limit = forward_backward(build(model), images, dataset.train.labels[:batch], max(repeats, 3))

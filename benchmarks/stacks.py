@@ -46,13 +46,10 @@ def main() -> None:
         work = len(seeds) * examples * (4 * first + 6 * sum(others)) / 1e9
 
         def together(tickets: list = tickets) -> object:
-            return train(tickets, recipe, images, seeds, device="cpu")
+            return train(tickets, recipe, images)
 
         def in_turn(tickets: list = tickets) -> object:
-            return [
-                train([ticket], recipe, images, [seed], device="cpu")
-                for ticket, seed in zip(tickets, seeds, strict=True)
-            ]
+            return [train([ticket], recipe, images) for ticket in tickets]
 
         together()
         # In turn, so that a drift of the machine's speed touches both alike.

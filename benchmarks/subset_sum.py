@@ -132,7 +132,7 @@ def trained(dataset: str, folder: Path, model: str, epochs: float, file: Path) -
     start = models.architecture(model, images.input_shape, images.classes)
     initial = dense_ticket(start, initial_state(start, 0))
     recipe = Recipe(learning_rate=0.1, batch_size=128, epochs=epochs, evaluations=1)
-    (run,) = train([initial], recipe, images, [0], device="cpu")
+    (run,) = train([initial], recipe, images)
     run.ticket.save(file)
 
 
@@ -191,7 +191,7 @@ def accuracies(rows: list[Row], name: str, target: Ticket, images: data.Dataset,
         )
         for label, weights in sums.items()
     }
-    exact, *others = evaluate([target, *emulated.values()], images, "test", device="cpu")
+    exact, *others = evaluate([target, *emulated.values()], images, "test")
     rows.append(Row(f"{name}: test accuracy of the target", exact.accuracy, "%"))
     for label, found in zip(emulated, others, strict=True):
         # the cost of sparsity is stated; the best subsets shall cost nothing that 10,000 images could show
@@ -211,7 +211,7 @@ def real(rows: list[Row], name: str, target: Ticket, images: data.Dataset, exact
         start = time.perf_counter()
         found = construct(target, search)
         seconds = time.perf_counter() - start
-        (test,) = evaluate([found.ticket], images, "test", device="cpu")
+        (test,) = evaluate([found.ticket], images, "test")
         counts = found.counts
         task = f"{name}: real ticket, {label}"
         rows += [

@@ -13,7 +13,7 @@ from limits import gemm_rate
 from reporting import Row, parser, report
 
 from lthlib.data import Dataset, Split
-from lthlib.finders.controls import randomly_masked
+from lthlib.finders.controls import random_mask
 from lthlib.models.architecture import architecture
 from lthlib.ticket import initial_tickets
 from lthlib.training.recipe import Recipe
@@ -39,12 +39,12 @@ def seconds_an_epoch(
     seeds = list(range(replicates))
     tickets = initial_tickets(architecture("lenet-300-100", dataset.input_shape, 10), seeds)
     if density < 1:
-        tickets = [randomly_masked(ticket, seed) for ticket, seed in zip(tickets, seeds, strict=True)]
+        tickets = [random_mask(ticket) for ticket, seed in zip(tickets, seeds, strict=True)]
     recipe = Recipe(batch_size=batch, epochs=1, evaluations=1)
     times = []
     for _ in range(epochs + 1):
         start = time.perf_counter()
-        train(tickets, recipe, dataset, seeds, device=device)
+        train(tickets, recipe, dataset)
         times.append((time.perf_counter() - start) / replicates)
     return statistics.median(times[1:])
 

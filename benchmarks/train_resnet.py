@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from lthlib.data import Dataset
 from lthlib.evidence.costs import dense_flops
-from lthlib.finders.controls import randomly_masked
+from lthlib.finders.controls import random_mask
 from lthlib.finders.find import find
 from lthlib.models.architecture import Architecture, architecture, build
 from lthlib.ticket import Ticket, initial_tickets
@@ -68,7 +68,7 @@ def product(dtype: torch.dtype, device: str, size: int) -> Measure:
 def step(tickets: list[Ticket], dataset: Dataset, recipe: Recipe, device: str) -> Measure:
     """Seconds of one step of training the next of `tickets`; the set-up around the steps included."""
     steps, following = recipe.steps(len(dataset.train.labels)), itertools.cycle(tickets)
-    return lambda: seconds(lambda: train([next(following)], recipe, dataset, [0], device=device), device) / steps
+    return lambda: seconds(lambda: train([next(following)], recipe, dataset), device) / steps
 
 
 def convolutions(chosen: Architecture, batch: int, dtype: torch.dtype, device: str) -> Measure:
@@ -99,8 +99,8 @@ def rows_of(model: str, dataset: Dataset, batch: int, device: str, size: int, re
     """Seconds a step in fp32 and bf16, dense and under masks, and shares of the matrix-product rate."""
     chosen = architecture(model, dataset.input_shape, 10)
     (ticket,) = initial_tickets(chosen, [0])
-    start = find(ticket, 0.1, "erk", device="cpu")
-    masked = [randomly_masked(start, number) for number in range(4)]
+    start = find(ticket, 0.1, "erk")
+    masked = [random_mask(replace(start, seed=number)) for number in range(4)]
     counted = dense_flops(chosen)
     work = batch * sum(flops.training for flops in counted.values()) / 1e9
     in_convolutions = work - batch * counted["output.weight"].training / 1e9

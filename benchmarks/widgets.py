@@ -72,7 +72,7 @@ def mnist(data_dir: Path, epochs: float) -> TicketExplorer:
     images = data.load("mnist", data_dir, download=False)
     net = models.architecture("lenet-300-100", images.input_shape, images.classes)
     recipe = Recipe(epochs=epochs, batch_size=128, evaluations=1)
-    dense = train_dense(initial_tickets(net, [0]), recipe, images, [0], device="cpu")
+    dense = train_dense(initial_tickets(net, [0]), recipe, images)
     return TicketExplorer(dense, images, recipe)
 
 

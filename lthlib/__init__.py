@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from lthlib.evidence import curves as curves
     from lthlib.evidence import grids as grids
     from lthlib.evidence.claims import judge as judge
+    from lthlib.evidence.claims import rank_correlation as rank_correlation
     from lthlib.evidence.intervals import mean_interval as mean_interval
     from lthlib.evidence.intervals import paired_difference as paired_difference
     from lthlib.evidence.measure import accuracy as accuracy
     from lthlib.evidence.measure import difference_to as difference_to
+    from lthlib.evidence.measure import input_share as input_share
+    from lthlib.evidence.measure import layer_rows as layer_rows
     from lthlib.evidence.measure import measure as measure
     from lthlib.evidence.measure import measure_levels as measure_levels
     from lthlib.evidence.measure import where as where
@@ -96,9 +99,10 @@ NAMES = {
     },
     "evidence": {
         "accuracy": "evidence.measure", "measure": "evidence.measure", "measure_levels": "evidence.measure",
-        "where": "evidence.measure", "difference_to": "evidence.measure", "mean_interval": "evidence.intervals",
-        "paired_difference": "evidence.intervals", "judge": "evidence.claims", "read_metrics": "evidence.results",
-        "read_claims": "evidence.results",
+        "where": "evidence.measure", "difference_to": "evidence.measure", "input_share": "evidence.measure",
+        "layer_rows": "evidence.measure", "mean_interval": "evidence.intervals",
+        "paired_difference": "evidence.intervals", "judge": "evidence.claims", "rank_correlation": "evidence.claims",
+        "read_metrics": "evidence.results", "read_claims": "evidence.results",
     },
 }  # fmt: skip
 # Rooms that are named as such: `lth.curves.accuracy_curve`, `lth.studies.elastic`, `lth.widgets.TicketExplorer`.

@@ -98,9 +98,9 @@ class Dataset:
         return self.train.images.device
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """The same data on `device`: auto, cpu, cuda, cuda:1, ... (`pick_device`); itself if it is there already."""
-        device = pick_device(device)
-        if device == self.device:
+        """The same data on `device`: auto (`pick_device`), or one of torch's; itself if it is there already."""
+        device = pick_device(device) if str(device) == "auto" else torch.device(device)
+        if (device.type, device.index or 0) == (self.device.type, self.device.index or 0):
             return self
         train, validation, test = (
             Split(split.images.to(device), split.labels.to(device))
@@ -175,7 +175,8 @@ def load(
     train = _first(train, train_size, "train_size", f"training images of {name!r}")
     validation = _first(validation, validation_size, "validation_size", f"validation images of {name!r}")
     classes = 1 + int(max(train.labels.max(), test.labels.max()))
-    return Dataset(name, train, validation, test, classes, *_moments(train.images), augmentation).to(device)
+    moments = _moments(train.images)
+    return Dataset(name, train, validation, test, classes, *moments, augmentation).to(pick_device(device))
 
 
 def _first(split: Split, size: int | None, parameter: str, what: str) -> Split:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replicates import of_seeds
 
 from lthlib import elastic
 from lthlib.data import Dataset, Split
@@ -251,7 +252,7 @@ def test_copies_start_equal_and_train_apart():
     images = torch.randint(0, 17, (64, 1, 8, 8), generator=generator(0, "test"), dtype=torch.uint8)
     split = Split(images, torch.arange(64) % 10)
     some = Dataset("random", split, split, split, 10, (8.0,), (5.0,), "none")
-    (run,) = train([found], Recipe(batch_size=32, epochs=2, evaluations=1), some, [0])
+    (run,) = train(of_seeds([found], [0]), Recipe(batch_size=32, epochs=2, evaluations=1), some)
     name = "stages.1.{}.conv1.weight"
     one, other = (run.ticket.coefficients[name.format(place)] for place in (1, 2))
     assert not torch.equal(one, other)

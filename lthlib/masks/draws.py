@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from lthlib.errors import InputError, unknown
@@ -99,6 +98,7 @@ def draws_for(p: Tensor, count: float) -> int:
 
     p is a float64 vector that sums to 1. Raises InputError where no s up to 2^53 reaches `count`.
     """
+    from scipy.optimize import brentq
 
     log_miss = torch.log1p(-p)
     buffer = torch.empty_like(p)

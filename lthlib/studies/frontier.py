@@ -16,12 +16,13 @@ from lthlib.evidence.costs import (
     training_cost,
 )
 from lthlib.finders import dynamic
-from lthlib.finders.imp import Level
+from lthlib.finders.find import tickets_of
+from lthlib.finders.imp import Level, after_training
 from lthlib.finders.supermask import Supermask, find_supermasks, random_source
+from lthlib.finders.supermask import finder_arms as supermask_arms
+from lthlib.models.narrower import small_dense
 from lthlib.studies.beyond import TICKET, setting_rows
-from lthlib.studies.saliency import after_training, small_dense, tickets_of
 from lthlib.studies.setting import Setting, interval
-from lthlib.studies.supermask import arms as supermask_arms
 from lthlib.theory.strong.construct import construct
 from lthlib.theory.strong.search import SubsetSearch
 from lthlib.ticket import Ticket, initial_tickets

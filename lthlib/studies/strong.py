@@ -13,13 +13,12 @@ from torch import Tensor
 from lthlib.data import Dataset
 from lthlib.errors import InputError
 from lthlib.finders.controls import layerwise_shuffled
-from lthlib.finders.supermask import Supermask, find_supermasks, random_source
+from lthlib.finders.supermask import Supermask, find_supermasks, finder_arms, random_source
 from lthlib.masks.topk import keep_top
 from lthlib.models.architecture import architecture
 from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
 from lthlib.store import Store
-from lthlib.studies.supermask import arms
 from lthlib.theory.strong.construct import Construction, construct
 from lthlib.theory.strong.error_bounds import error_bound
 from lthlib.theory.strong.search import SubsetSearch
@@ -206,7 +205,7 @@ def found_on_the_same_source(
     """
     if not made:
         raise InputError("no construction to compare with (valid: one or more)")
-    popup = arms(epochs)["edge-popup"]
+    popup = finder_arms(epochs)["edge-popup"]
     rows = []
     for name, parts in made.items():
         for run, one in zip(trained, parts, strict=True):

@@ -1,7 +1,7 @@
 """Finders of strong tickets side by side: tidy rows by finder, density and seed, with their baselines."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -10,9 +10,8 @@ from lthlib.data import Dataset
 from lthlib.errors import InputError
 from lthlib.finders.find import find
 from lthlib.finders.supermask import (
-    RECIPES,
+    FinderArm,
     Found,
-    Supermask,
     find_supermasks,
     large_final_same_sign,
     random_source,
@@ -24,45 +23,6 @@ from lthlib.training.recipe import Recipe
 from lthlib.training.train import evaluate, train
 
 RANDOM, DENSE, ONE_SHOT = "random mask", "dense, trained", "large final, same sign"
-
-
-@dataclass(frozen=True)
-class FinderArm:
-    """One finder of a table: its settings (density is the table's), its recipe and the source that it searches.
-
-    `scale_fan` scales the source's weights for each density; see `random_source` for `scheme` and `bias_scale`.
-    """
-
-    settings: Supermask
-    recipe: Recipe
-    scheme: str = "kaiming_normal"
-    scale_fan: bool = False
-    bias_scale: float = 0.0
-
-    def source(self, architecture: Architecture, seed: int, density: float) -> Ticket:
-        """The random network of one replicate."""
-        fan = density if self.scale_fan else 1.0
-        return random_source(architecture, seed, self.scheme, scale_fan=fan, bias_scale=self.bias_scale)
-
-
-def arms(epochs: float, batch_size: int = 64, evaluations: int = 10) -> dict[str, FinderArm]:
-    """The finders of the notebook with their papers' settings, for searches of `epochs`.
-
-    Gem-Miner's rate is 5 instead of 0.1: its scores start all over [0, 1], and must cross it in so few steps.
-    """
-    recipes = {
-        name: replace(recipe, epochs=epochs, batch_size=batch_size, evaluations=evaluations)
-        for name, recipe in RECIPES.items()
-    }
-    popup, gem = recipes["edge-popup"], replace(recipes["gem-miner"], learning_rate=5.0)
-    return {
-        "edge-popup": FinderArm(Supermask("edge-popup"), popup),
-        "edge-popup, signed constant": FinderArm(Supermask("edge-popup"), popup, "signed_constant", scale_fan=True),
-        "edge-popup, biases": FinderArm(Supermask("edge-popup", prune_biases=True), popup, bias_scale=1.0),
-        "supermask": FinderArm(Supermask("supermask"), recipes["supermask"]),
-        "biprop": FinderArm(Supermask("biprop"), recipes["biprop"]),
-        "gem-miner": FinderArm(Supermask("gem-miner"), gem, "signed_constant"),
-    }
 
 
 def finder_table(

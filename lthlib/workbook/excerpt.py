@@ -11,14 +11,17 @@ from typing import Any
 from lthlib.errors import unknown
 from lthlib.workbook.notebooks import Notebook, source, tags
 
-DECIDE, LEDGER = "decide", "save_claims"
-# Methods that change the list, dict or set they are called on.
-MUTATORS = frozenset(("add", "append", "clear", "extend", "insert", "pop", "remove", "setdefault", "sort", "update"))
+# Methods of `Results`: one decides a claim, the other writes down all that were decided.
+DECIDE, LEDGER = "decide", "verdicts"
+# Methods that change what they are called on.
+MUTATORS = frozenset(
+    (DECIDE, "add", "append", "clear", "extend", "insert", "pop", "remove", "setdefault", "sort", "update")
+)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def excerpt(notebook: Notebook, claim_id: str, ids: Iterable[str]) -> list[dict[str, Any]]:
-    """The notebook's code cells cut down to what decides one claim: the parameters, and what `save_claims` then needs.
+    """The notebook's code cells cut down to what decides one claim: the parameters, and what `verdicts` then needs.
 
     `ids` are the claims that the notebook decides. A decision whose claim is named by a variable stays with the others
     of its kind, so the ledger can hold more claims than the one. Raises InputError for a claim that is not in `ids`.
@@ -36,7 +39,7 @@ def excerpt(notebook: Notebook, claim_id: str, ids: Iterable[str]) -> list[dict[
             continue
         lines: list[str] = []
         for statement in reversed([part for one in block for part in wanted.only(one)]):
-            if _names(statement, LEDGER) or needed & _changed(statement):
+            if _calls(statement, LEDGER) or needed & _changed(statement):
                 needed = (needed - _bound(statement)) | _reads(statement)
                 lines.insert(0, ast.unparse(statement))
         if lines:
@@ -62,21 +65,8 @@ class _Wanted(ast.NodeTransformer):
         found = self.visit(statement)
         return [] if found is None else [found]
 
-    def visit_List(self, node: ast.List) -> ast.AST:
-        node.elts = [one for one in node.elts if not self._unwanted(one)]
-        return self.generic_visit(node)
-
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        call = node.value
-        added = isinstance(call, ast.Call) and any(map(self._unwanted, call.args))
-        return None if added else self.generic_visit(node)
-
-    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
-        return ast.List([], ast.Load()) if self._unwanted(node.elt) else self.generic_visit(node)
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST | None:
-        self.generic_visit(node)
-        return None if isinstance(node.value, ast.List) and not node.value.elts else node
+        return None if self._unwanted(node.value) else self.generic_visit(node)
 
     def visit_For(self, node: ast.For) -> ast.AST | None:
         self.generic_visit(node)
@@ -92,14 +82,14 @@ class _Wanted(ast.NodeTransformer):
 
 
 def _is_decision(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == DECIDE
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == DECIDE
 
 
 def _decided(call: ast.AST) -> str | None:
-    """The id in `decide(claims["ID"], ...)`; None where it is not written there."""
+    """The id in `results.decide("ID", ...)`; None where it is not written there."""
     assert isinstance(call, ast.Call)
     match call.args[0]:
-        case ast.Subscript(slice=ast.Constant(value=str(name))):
+        case ast.Constant(value=str(name)):
             return name
     return None
 
@@ -108,8 +98,8 @@ def _texts(node: ast.AST) -> set[str]:
     return {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
 
 
-def _names(statement: ast.stmt, name: str) -> bool:
-    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(statement))
+def _calls(statement: ast.stmt, method: str) -> bool:
+    return any(isinstance(node, ast.Attribute) and node.attr == method for node in ast.walk(statement))
 
 
 def _reads(statement: ast.AST) -> set[str]:

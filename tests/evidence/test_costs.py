@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from replicates import of_seeds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -139,11 +140,11 @@ def test_rigls_average_is_its_papers_formula() -> None:
 
 
 def test_gradual_pruning_from_a_trainings_own_snapshots() -> None:
-    data = load("digits", train_size=EXAMPLES, validation_size=40)
+    data = load("digits", train_size=EXAMPLES, validation_size=40, device="cpu")
     rule = rule_for("gmp", 0.1, interval=5)
     steps = [0, *(step for step in range(1, 21) if rule.due(step, 20))]
     [run] = train_dynamic(
-        initial_tickets(LENET, [0]), 0.1, "gmp", RECIPE, data, [0], snapshots=steps, device="cpu", interval=5
+        of_seeds(initial_tickets(LENET, [0]), [0]), 0.1, "gmp", RECIPE, data, snapshots=steps, interval=5
     )
     phases = costs.phases_of(run)
     assert list(phases) == steps == [0, 5, 10, 15]

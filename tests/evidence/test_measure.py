@@ -6,24 +6,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from replicates import of_seed, of_seeds
 
 from lthlib import data
 from lthlib.evidence import measure as tables
-from lthlib.finders.controls import layerwise_shuffled, randomly_masked
+from lthlib.finders.controls import layerwise_shuffled, random_mask
 from lthlib.models import architecture as models
 from lthlib.studies.basis import difference_at_equal_cost, energy_rows, smallest_matching_density, stability_rows
 from lthlib.ticket import bases_for, initial_tickets
 from lthlib.training.recipe import Recipe
 from lthlib.training.train import train
 
-DIGITS = data.load("digits", train_size=100)
+DIGITS = data.load("digits", train_size=100, device="cpu")
 NET = models.architecture("lenet-16", DIGITS.input_shape, DIGITS.classes)
 SEEDS = [0, 1, 2]
 
 
 def test_measure_gives_one_row_a_replicate_with_costs_and_accuracy() -> None:
     initial = initial_tickets(NET, SEEDS)
-    trained = train(initial, Recipe(epochs=2, evaluations=2), DIGITS, SEEDS)
+    trained = train(of_seeds(initial, SEEDS), Recipe(epochs=2, evaluations=2), DIGITS)
     rows = tables.measure(initial, trained, DIGITS, basis="canonical", round=0)
     assert list(rows["seed"]) == SEEDS
     assert (rows["density"] == 1).all()
@@ -79,9 +80,9 @@ def test_input_share_is_a_picture_of_the_first_layer() -> None:
 
 
 def test_stability_rows_compare_every_pair_with_chance() -> None:
-    masked = [randomly_masked(t, s) for t, s in zip(initial_tickets(NET, SEEDS), SEEDS, strict=True)]
-    masked = [layerwise_shuffled(ticket, seed) for ticket, seed in zip(masked, SEEDS, strict=True)]
-    rows = stability_rows(masked, SEEDS)
+    masked = [random_mask(of_seed(t, s)) for t, s in zip(initial_tickets(NET, SEEDS), SEEDS, strict=True)]
+    masked = [layerwise_shuffled(of_seed(ticket, seed)) for ticket, seed in zip(masked, SEEDS, strict=True)]
+    rows = stability_rows(of_seeds(masked, SEEDS))
     assert len(rows) == 3 * 2
     assert (rows["chance"] == 1).all()
     assert (rows["jaccard"] == 1).all()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lthlib import store
 from lthlib.errors import InputError
 from lthlib.evidence import results
 from lthlib.evidence.claims import Claim, decide, ledger
@@ -148,7 +149,7 @@ def test_output_folder_is_the_one_given_or_lies_under_results(tmp_path, monkeypa
     root = Path(__file__).resolve().parents[2]
     assert output_folder(tmp_path, "quick", "01") == tmp_path
     assert output_folder("", "quick", "01_generalized_basis") == root / "results" / "quick" / "01_generalized_basis"
-    monkeypatch.setattr(results, "__file__", str(tmp_path / "site-packages" / "lthlib" / "evidence" / "results.py"))
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "site-packages" / "lthlib" / "store.py"))
     monkeypatch.chdir(tmp_path)
     assert output_folder("", "quick", "01") == tmp_path / "results" / "quick" / "01"
 

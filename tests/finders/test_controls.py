@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replicates import of_seed
 
-from lthlib.finders.controls import SIGN_CHECKS
+from lthlib.finders.controls import control
 from lthlib.finders.find import find
 from lthlib.models.architecture import architecture
+from lthlib.studies.beyond import VALUE_CHECKS
 from lthlib.ticket import Ticket, bases_for, initial_tickets
 
 NETWORK = architecture("lenet-10-6", (1, 4, 4), 3)
@@ -15,14 +17,14 @@ NETWORK = architecture("lenet-10-6", (1, 4, 4), 3)
 
 def sparse(rule: str, seed: int, density: float = 0.3) -> Ticket:
     (whole,) = initial_tickets(NETWORK, [seed])
-    return find(whole.in_bases(bases_for(whole, rule)), density, "random", seed=seed)
+    return find(of_seed(whole.in_bases(bases_for(whole, rule)), seed), density, "random")
 
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 50), rule=st.sampled_from(["canonical", "dct", "random"]))
 def test_each_arm_changes_only_what_it_says(seed: int, rule: str) -> None:
     ticket = sparse(rule, seed)
-    made = {name: arm(ticket, seed) for name, arm in SIGN_CHECKS.items()}
+    made = {label: control(of_seed(ticket, seed), name) for label, name in VALUE_CHECKS.items()}
     for name, mask in ticket.masks.items():
         kept = ticket.coefficients[name][mask]
         alone, permuted, drawn = (
@@ -41,16 +43,16 @@ def test_each_arm_changes_only_what_it_says(seed: int, rule: str) -> None:
     assert any((made["signs drawn"].coefficients[n] != ticket.coefficients[n]).any() for n in ticket.masks)
 
 
-@pytest.mark.parametrize("arm", SIGN_CHECKS)
+@pytest.mark.parametrize("arm", VALUE_CHECKS)
 def test_an_empty_layer_stays_empty(arm: str) -> None:
     ticket = sparse("canonical", 0)
     first = next(iter(ticket.masks))
     empty = ticket.with_masks({**ticket.masks, first: torch.zeros_like(ticket.masks[first])})
-    assert not SIGN_CHECKS[arm](empty, 1).masks[first].any()
+    assert not control(of_seed(empty, 1), VALUE_CHECKS[arm]).masks[first].any()
 
 
 def test_draws_are_the_seed_s() -> None:
     ticket = sparse("dct", 3)
     for name in ("magnitudes permuted", "signs drawn"):
-        assert SIGN_CHECKS[name](ticket, 1).digest() == SIGN_CHECKS[name](ticket, 1).digest()
-        assert SIGN_CHECKS[name](ticket, 1).digest() != SIGN_CHECKS[name](ticket, 2).digest()
+        first, again, other = (control(of_seed(ticket, seed), name).digest() for seed in (1, 1, 2))
+        assert first == again != other

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from replicates import of_seeds
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,7 +35,7 @@ OFTEN = {"interval": 2}
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return load("digits", train_size=150, validation_size=40)
+    return load("digits", train_size=150, validation_size=40, device="cpu")
 
 
 def dense(name: str = LENET, seeds: tuple[int, ...] = (0,), rule: str = "canonical") -> list[Ticket]:
@@ -63,7 +64,7 @@ def test_density_is_exact_in_every_layer_after_every_step(
 ) -> None:
     tickets, recipe = dense(name), replace(RECIPE, **fields)
     steps = recipe.steps(len(digits.train.labels))
-    [run] = train_dynamic(tickets, 0.2, method, recipe, digits, [0], snapshots=range(steps + 1), device="cpu", **OFTEN)
+    [run] = train_dynamic(of_seeds(tickets, [0]), 0.2, method, recipe, digits, snapshots=range(steps + 1), **OFTEN)
     expected = erdos_renyi_counts(shapes_of(tickets[0]), round(0.2 * tickets[0].prunable))
     rule = rule_for(method, 0.2, **OFTEN)
     changed = 0
@@ -85,7 +86,7 @@ def test_density_is_exact_in_every_layer_after_every_step(
 def test_gradual_pruning_follows_the_cubic_schedule_and_ends_exactly(name: str, scope: str, digits: Dataset) -> None:
     [ticket] = dense(name)
     [run] = train_dynamic(
-        [ticket], 0.1, "gmp", RECIPE, digits, [0], snapshots=range(21), device="cpu", interval=4, begin=0.1, scope=scope
+        of_seeds([ticket], [0]), 0.1, "gmp", RECIPE, digits, snapshots=range(21), interval=4, begin=0.1, scope=scope
     )
     # t0 = 2, T = 15: updates after 6, 10, 14 and, at the end, 15.
     expected, kept = 1.0, []
@@ -108,10 +109,8 @@ def test_gradual_pruning_follows_the_cubic_schedule_and_ends_exactly(name: str, 
 def test_gradual_pruning_keeps_the_largest(digits: Dataset) -> None:
     # One update, at the end: one-shot magnitude pruning of the dense training at that step.
     [ticket] = dense()
-    [run] = train_dynamic(
-        [ticket], 0.3, "gmp", RECIPE, digits, [0], snapshots=(15,), device="cpu", interval=100, end=0.75
-    )
-    [plain] = train([ticket], RECIPE, digits, [0], snapshots=(15,), device="cpu")
+    [run] = train_dynamic(of_seeds([ticket], [0]), 0.3, "gmp", RECIPE, digits, snapshots=(15,), interval=100, end=0.75)
+    [plain] = train(of_seeds([ticket], [0]), RECIPE, digits, snapshots=(15,))
     found, full = run.snapshots[15], plain.snapshots[15]
     scores = torch.cat([c.abs().flatten() for c in full.coefficients.values()])
     threshold = scores.sort(descending=True).values[round(0.3 * ticket.prunable) - 1]
@@ -131,9 +130,9 @@ def test_without_an_update_it_is_static_training_bit_for_bit(
     recipe = replace(RECIPE, optimizer=optimizer, learning_rate=0.01)
     # Gradual pruning always prunes at its end, here the last step; a density of 1 then keeps everything.
     density, options = (1.0, {"end": 1.0}) if method == "gmp" else (0.3, {})
-    start = starting_tickets(dense(name), density, method, [0])
-    [updated] = train_dynamic(dense(name), density, method, recipe, digits, [0], device="cpu", interval=1000, **options)
-    [static] = train(start, recipe, digits, [0], device="cpu")
+    start = starting_tickets(of_seeds(dense(name), [0]), density, method)
+    [updated] = train_dynamic(of_seeds(dense(name), [0]), density, method, recipe, digits, interval=1000, **options)
+    [static] = train(of_seeds(start, [0]), recipe, digits)
     identical(updated, static)
 
 
@@ -141,10 +140,8 @@ def test_without_an_update_it_is_static_training_bit_for_bit(
 @pytest.mark.parametrize("method", ["set", "rigl"])
 def test_a_drop_fraction_of_zero_reads_gradients_and_changes_nothing(method: str, name: str, digits: Dataset) -> None:
     # The pass for the gradients must leave no trace, not even in the statistics of normalisation.
-    [updated] = train_dynamic(
-        dense(name), 0.3, method, RECIPE, digits, [0], device="cpu", drop_fraction=0.0, interval=1
-    )
-    [static] = train(starting_tickets(dense(name), 0.3, method, [0]), RECIPE, digits, [0], device="cpu")
+    [updated] = train_dynamic(of_seeds(dense(name), [0]), 0.3, method, RECIPE, digits, drop_fraction=0.0, interval=1)
+    [static] = train(of_seeds(starting_tickets(of_seeds(dense(name), [0]), 0.3, method), [0]), RECIPE, digits)
     identical(updated, static)
 
 
@@ -191,8 +188,8 @@ def test_rigl_is_the_textbooks(name: str, digits: Dataset) -> None:
     noise = torch.randint(0, 4, digits.train.images.shape, generator=generator(0, "noise"), dtype=torch.uint8)
     digits = replace(digits, train=replace(digits.train, images=digits.train.images + noise))
     recipe = replace(RECIPE, precision="fp64")
-    [start] = starting_tickets(dense(name), 0.3, "rigl", [7])
-    [run] = train_dynamic(dense(name), 0.3, "rigl", recipe, digits, [7], device="cpu", **OFTEN)
+    [start] = starting_tickets(of_seeds(dense(name), [7]), 0.3, "rigl")
+    [run] = train_dynamic(of_seeds(dense(name), [7]), 0.3, "rigl", recipe, digits, **OFTEN)
     expected, masks = by_hand(start, recipe, digits, 7, DropAndGrow("gradient", **OFTEN))
     for key, mask in masks.items():
         assert torch.equal(run.ticket.masks[key], mask)
@@ -249,8 +246,8 @@ def test_new_weights_start_at_zero_with_moments_of_zero(
 
     monkeypatch.setattr(loop, "update_masks", watched)
     recipe = replace(RECIPE, optimizer=optimizer, learning_rate=0.01)
-    start = starting_tickets(dense(name), 0.3, "set", [0])
-    train(start, recipe, digits, [0], mask_updates=spy, device="cpu")  # type: ignore[arg-type]
+    start = starting_tickets(of_seeds(dense(name), [0]), 0.3, "set")
+    train(of_seeds(start, [0]), recipe, digits, mask_updates=spy)  # type: ignore[arg-type]
     assert sum(looked) > 50
 
 
@@ -269,7 +266,7 @@ def test_rigl_grows_where_the_dense_gradient_is_largest_on_a_net_by_hand() -> No
 
 def test_the_gradients_read_are_those_of_pruned_weights_too(digits: Dataset) -> None:
     for name in (LENET, RESNET):
-        [ticket] = starting_tickets(dense(name), 0.3, "rigl", [0])
+        [ticket] = starting_tickets(of_seeds(dense(name), [0]), 0.3, "rigl")
         net = network([ticket], torch.device("cpu"), torch.float64)
         images, labels = digits.normalised("train")[:20].double(), digits.train.labels[:20]
         inputs = net.prepare(images).unsqueeze(0)
@@ -335,22 +332,18 @@ def test_gradual_schedule_by_hand() -> None:
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_replicate_does_not_see_its_neighbours(method: str, digits: Dataset) -> None:
     seeds = [3, 4, 5, 6, 8]
-    together = train_dynamic(
-        dense("lenet-37-23", tuple(seeds)), 0.2, method, RECIPE, digits, seeds, device="cpu", **OFTEN
-    )
+    together = train_dynamic(of_seeds(dense("lenet-37-23", tuple(seeds)), seeds), 0.2, method, RECIPE, digits, **OFTEN)
     for index, seed in enumerate(seeds):
-        [alone] = train_dynamic(
-            dense("lenet-37-23", (seed,)), 0.2, method, RECIPE, digits, [seed], device="cpu", **OFTEN
-        )
+        [alone] = train_dynamic(of_seeds(dense("lenet-37-23", (seed,)), [seed]), 0.2, method, RECIPE, digits, **OFTEN)
         identical(alone, together[index])
     assert len({run.ticket.digest() for run in together}) == len(seeds)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_works_in_another_basis(method: str, digits: Dataset) -> None:
-    [run] = train_dynamic(dense(LENET, rule="dct"), 0.2, method, RECIPE, digits, [0], device="cpu", **OFTEN)
+    [run] = train_dynamic(of_seeds(dense(LENET, rule="dct"), [0]), 0.2, method, RECIPE, digits, **OFTEN)
     assert run.ticket.kept == round(0.2 * run.ticket.prunable)
-    [canonical] = train_dynamic(dense(LENET), 0.2, method, RECIPE, digits, [0], device="cpu", **OFTEN)
+    [canonical] = train_dynamic(of_seeds(dense(LENET), [0]), 0.2, method, RECIPE, digits, **OFTEN)
     assert run.ticket.digest() != canonical.ticket.digest()
 
 
@@ -359,7 +352,7 @@ def test_a_store_tells_rules_apart_and_gives_back_the_final_mask(
 ) -> None:
     def run(method: str, **options: object) -> Trained:
         store, chosen = Store(tmp_path), OFTEN | options
-        return train_dynamic(dense(), 0.2, method, RECIPE, digits, [0], device="cpu", store=store, **chosen)[0]
+        return train_dynamic(of_seeds(dense(), [0]), 0.2, method, RECIPE, digits, store=store, **chosen)[0]
 
     first = [run("set"), run("rigl"), run("rigl", drop_fraction=0.1), run("gmp"), run("gmp", scope="layerwise")]
     assert len({trained.ticket.digest() for trained in first}) == 5
@@ -375,7 +368,7 @@ def test_a_store_tells_rules_apart_and_gives_back_the_final_mask(
 
 def test_starting_late_goes_on_with_the_whole_schedule(digits: Dataset) -> None:
     [run] = train_dynamic(
-        dense(), 0.2, "rigl", RECIPE, digits, [0], start_step=9, snapshots=(9, 11, 12, 20), device="cpu", interval=4
+        of_seeds(dense(), [0]), 0.2, "rigl", RECIPE, digits, start_step=9, snapshots=(9, 11, 12, 20), interval=4
     )
     same = [torch.equal(run.snapshots[9].masks[k], run.snapshots[11].masks[k]) for k in run.ticket.masks]
     assert all(same), "nothing is due before step 12"
@@ -385,9 +378,9 @@ def test_starting_late_goes_on_with_the_whole_schedule(digits: Dataset) -> None:
 
 @pytest.mark.parametrize(("method", "least"), [("set", 60), ("rigl", 75), ("gmp", 75)])
 def test_sparse_from_the_start_they_learn_digits(method: str, least: float) -> None:
-    data = load("digits", train_size=600, validation_size=150)
+    data = load("digits", train_size=600, validation_size=150, device="cpu")
     recipe = Recipe(learning_rate=0.05, batch_size=32, epochs=8, evaluations=1)
-    [run] = train_dynamic(dense("lenet-100-50"), 0.1, method, recipe, data, [0], device="cpu", interval=10)
+    [run] = train_dynamic(of_seeds(dense("lenet-100-50"), [0]), 0.1, method, recipe, data, interval=10)
     assert run.history[-1]["validation_accuracy"] > least
 
 
@@ -410,11 +403,10 @@ def test_sparse_from_the_start_they_learn_digits(method: str, least: float) -> N
         (lambda: rule_for("gmp", 0.5, begin=0.8), "begin 0.8 and end 0.75 are not fractions"),
         (lambda: rule_for("gmp", 0.5, scope="layer"), "unknown scope 'layer', did you mean 'layerwise'"),
         (lambda: DropAndGrow("gradients"), "unknown grow 'gradients', did you mean 'gradient'"),  # type: ignore[arg-type]
-        (lambda: starting_tickets(dense(), 0.5, "set", [0], allocation="ek"), "unknown allocation 'ek'"),
-        (lambda: starting_tickets(dense(), 0.5, "dst", [0]), "unknown method 'dst'"),
-        (lambda: starting_tickets(dense(), 0.5, "set", [0, 1]), "1 tickets need as many seeds, found 2"),
+        (lambda: starting_tickets(of_seeds(dense(), [0]), 0.5, "set", allocation="ek"), "unknown allocation 'ek'"),
+        (lambda: starting_tickets(of_seeds(dense(), [0]), 0.5, "dst"), "unknown method 'dst'"),
         (
-            lambda: starting_tickets(starting_tickets(dense(), 0.5, "set", [0]), 0.4, "rigl", [0]),
+            lambda: starting_tickets(of_seeds(starting_tickets(of_seeds(dense(), [0]), 0.5, "set"), [0]), 0.4, "rigl"),
             "'rigl' starts from dense tickets, found one of density 0.5",
         ),
     ],
@@ -427,17 +419,17 @@ def test_bad_rules_are_refused(make: Callable[[], object], message: str) -> None
 def test_bad_trainings_are_refused(digits: Dataset) -> None:
     rule = rule_for("rigl", 0.5)
     with pytest.raises(InputError, match="gradual pruning ends at step 15, so it cannot start at start_step 15"):
-        train_dynamic(dense(), 0.5, "gmp", RECIPE, digits, [0], start_step=15, device="cpu")
+        train_dynamic(of_seeds(dense(), [0]), 0.5, "gmp", RECIPE, digits, start_step=15)
     held = replace(dense()[0], off="init")
     with pytest.raises(InputError, match="need pruned coefficients of zero, found off='init'"):
-        train([held], RECIPE, digits, [0], mask_updates=rule, device="cpu")
+        train(of_seeds([held], [0]), RECIPE, digits, mask_updates=rule)
     turned, recipe = dense(rule="dct"), replace(RECIPE, state_in="weights")
     with pytest.raises(InputError, match="need state_in 'coefficients'"):
-        train(turned, recipe, digits, [0], mask_updates=rule, device="cpu")
+        train(of_seeds(turned, [0]), recipe, digits, mask_updates=rule)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_divergence_names_step_and_seed(method: str, digits: Dataset) -> None:
     recipe = replace(RECIPE, learning_rate=1e20)
     with pytest.raises(FloatingPointError, match=r"training diverged: .* of seed 5 is no longer finite at step 2"):
-        train_dynamic(dense(), 0.5, method, recipe, digits, [5], device="cpu", interval=1 if method == "gmp" else 2)
+        train_dynamic(of_seeds(dense(), [5]), 0.5, method, recipe, digits, interval=1 if method == "gmp" else 2)

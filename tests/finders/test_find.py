@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from replicates import of_seed
 from torch import nn
 
 from lthlib.data import Dataset, load
@@ -33,7 +34,7 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return load("digits")
+    return load("digits", device="cpu")
 
 
 def dense(name: str = "conv-2-w2", shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10) -> Ticket:
@@ -73,13 +74,13 @@ def test_every_method_finds_an_exact_count_among_survivors(method, name, digits)
         with pytest.raises(InputError, match="which layer reads which units"):
             find(ticket, 0.1, method)
         return
-    found, again = (find(ticket, 0.1, method, data, 3, **QUICK.get(method, {})) for _ in range(2))
+    found, again = (find(of_seed(ticket, 3), 0.1, method, data, **QUICK.get(method, {})) for _ in range(2))
     assert found.kept == round(0.1 * ticket.prunable) and same(found, again)
     assert all(not (mask & ~ticket.masks[name]).any() for name, mask in found.masks.items())
     assert all(torch.equal(found.coefficients[name], c) for name, c in ticket.coefficients.items())
     assert all(torch.equal(found.rest[name], tensor) for name, tensor in ticket.rest.items())
     assert ticket.digest() == digest and torch.equal(torch.random.get_rng_state(), state)
-    other = find(ticket, 0.1, method, data, 4, **QUICK.get(method, {}))
+    other = find(of_seed(ticket, 4), 0.1, method, data, **QUICK.get(method, {}))
     assert same(found, other) == (method in ("magnitude", "synflow"))
 
 
@@ -95,7 +96,7 @@ def test_every_score_can_be_drawn_from_in_any_basis(method, digits):
 
 def test_methods_are_their_scores_highest(digits):
     ticket = dense()
-    images, labels = pruning_data(ticket, digits, 7)
+    images, labels = pruning_data(of_seed(ticket, 7), digits)
     count = ticket.prunable // 20
     density = count / ticket.prunable
     exact = ntk_sketch_scores(ticket, images)
@@ -108,19 +109,19 @@ def test_methods_are_their_scores_highest(digits):
         ("ntk-sketch", exact, {"probes": None}),
     ):
         masks = keep_top(scores, count)
-        found = find(ticket, density, method, digits, 7, **options)
+        found = find(of_seed(ticket, 7), density, method, digits, **options)
         assert all(torch.equal(found.masks[name], mask) for name, mask in masks.items()), method
-    inverted = find(ticket, density, "snip", digits, 7, invert=True)
-    assert jaccard(inverted.masks, find(ticket, density, "snip", digits, 7).masks) < 0.01
-    signed = find(ticket, 0.5, "grasp", digits, 7)
-    assert not same(signed, find(ticket, 0.5, "grasp-abs", digits, 7))
+    inverted = find(of_seed(ticket, 7), density, "snip", digits, invert=True)
+    assert jaccard(inverted.masks, find(of_seed(ticket, 7), density, "snip", digits).masks) < 0.01
+    signed = find(of_seed(ticket, 7), 0.5, "grasp", digits)
+    assert not same(signed, find(of_seed(ticket, 7), 0.5, "grasp-abs", digits))
 
 
 def test_iterations_and_revival_change_the_mask(digits):
     ticket = dense("lenet-20-10")
-    once, often, force = (find(ticket, 0.03, name, digits, 0) for name in ("snip", "iterative-snip", "force"))
+    once, often, force = (find(of_seed(ticket, 0), 0.03, name, digits) for name in ("snip", "iterative-snip", "force"))
     assert not same(once, often) and not same(often, force)
-    assert find(ticket, 0.03, "grasp", digits, 0, iterations=4).kept == once.kept
+    assert find(of_seed(ticket, 0), 0.03, "grasp", digits, iterations=4).kept == once.kept
 
 
 def test_random_methods_have_their_layer_counts():
@@ -143,7 +144,7 @@ def test_data_free_methods_need_none_and_others_say_so(digits):
     for method in METHODS:
         quick = QUICK.get(method, {})
         if method in NEEDS_DATA:
-            with pytest.raises(InputError, match=f"method '{method}' needs data: pass a dataset"):
+            with pytest.raises(InputError, match=f"method '{method}' needs data: pass a data set"):
                 find(ticket, 0.1, method, **quick)
             assert find(ticket, 0.1, method, corruption="gaussian", **quick).kept == round(0.1 * ticket.prunable)
         else:

@@ -44,11 +44,11 @@ def test_counts_are_exact_in_every_scope(draw, scope, keep_one):
     ticket = dense("conv-2-w2")
     for density in (0.3, 0.01):
         sampling = Sampling(draw, scope=scope, keep_one=keep_one)
-        found = pruned("skewed", skewed, ticket, density, 0, sampling, iterations=3)
+        found = pruned("skewed", skewed, ticket, density, sampling, iterations=3)
         assert found.kept == round(density * ticket.prunable)
         if keep_one:
             assert min(counts_of(found.masks).values()) >= 1
-        again = pruned("skewed", skewed, ticket, density, 0, sampling, iterations=3)
+        again = pruned("skewed", skewed, ticket, density, sampling, iterations=3)
         assert all(torch.equal(again.masks[name], mask) for name, mask in found.masks.items())
 
 
@@ -92,12 +92,12 @@ def test_revived_coefficients_come_back_only_when_declared():
 @pytest.mark.parametrize("iterations", [1, 5])
 def test_matched_draws_have_the_counts_of_top_k_and_other_weights(iterations):
     ticket = dense()
-    top = pruned("skewed", skewed, ticket, 0.1, 0, iterations=iterations)
-    matched = pruned("skewed", skewed, ticket, 0.1, 0, Sampling("gumbel", scope="matched"), iterations)
-    free = pruned("skewed", skewed, ticket, 0.1, 0, Sampling("gumbel"), iterations)
+    top = pruned("skewed", skewed, ticket, 0.1, iterations=iterations)
+    matched = pruned("skewed", skewed, ticket, 0.1, Sampling("gumbel", scope="matched"), iterations)
+    free = pruned("skewed", skewed, ticket, 0.1, Sampling("gumbel"), iterations)
     assert counts_of(matched.masks) == counts_of(top.masks) != counts_of(free.masks)
     assert any(not torch.equal(matched.masks[name], mask) for name, mask in top.masks.items())
-    sharp = pruned("skewed", skewed, ticket, 0.1, 0, Sampling("gumbel", temperature=math.inf), iterations)
+    sharp = pruned("skewed", skewed, ticket, 0.1, Sampling("gumbel", temperature=math.inf), iterations)
     assert all(torch.equal(sharp.masks[name], mask) for name, mask in top.masks.items())
 
 
@@ -148,10 +148,10 @@ def test_a_kept_output_layer_stays_whole_and_counts():
     ticket = dense()
     head = output_layer(ticket.architecture)
     for sampling in (Sampling(output_layer="kept"), Sampling("gumbel", scope="matched", output_layer="kept")):
-        found = pruned("skewed", skewed, ticket, 0.2, 0, sampling, iterations=2)
+        found = pruned("skewed", skewed, ticket, 0.2, sampling, iterations=2)
         assert found.kept == round(0.2 * ticket.prunable) and bool(found.masks[head].all())
     with pytest.raises(InputError, match=f"less than the 100 weights of the kept output layer '{head}'"):
-        pruned("skewed", skewed, ticket, 0.01, 0, Sampling(output_layer="kept"))
+        pruned("skewed", skewed, ticket, 0.01, Sampling(output_layer="kept"))
 
 
 def test_bad_input_is_named():
@@ -179,4 +179,4 @@ def test_bad_input_is_named():
     nan = {name: c.clone() for name, c in ticket.coefficients.items()}
     nan["3.weight"][0, 0] = math.nan
     with pytest.raises(InputError, match=r"magnitude gave NaN scores in layer '3\.weight'"):
-        pruned("magnitude", magnitude_scores, replace(ticket, coefficients=nan), 0.1, 0)
+        pruned("magnitude", magnitude_scores, replace(ticket, coefficients=nan), 0.1)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replicates import of_seed, of_seeds
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
 
 from lthlib.data import Dataset, load
 from lthlib.errors import InputError
-from lthlib.finders.controls import CONTROLS, inverted, layerwise_shuffled, randomly_masked, reinitialised
+from lthlib.finders.controls import CONTROLS, inverted, layerwise_shuffled, random_mask, reinitialised
 from lthlib.finders.imp import Level, Pruning, in_basis, iterative_magnitude_pruning, magnitudes, prune, train_dense
 from lthlib.masks.counts import counts_of
 from lthlib.models.architecture import Architecture, architecture, build, output_layer
@@ -37,19 +38,19 @@ STEPS = 5  # an epoch of 150 images
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return load("digits", train_size=150, validation_size=40)
+    return load("digits", train_size=150, validation_size=40, device="cpu")
 
 
 def dense(
     digits: Dataset, of: Architecture = LENET, seeds: tuple[int, ...] = (0, 1), recipe: Recipe = RECIPE, rewind: int = 0
 ) -> list[Trained]:
-    return train_dense(initial_tickets(of, seeds), recipe, digits, seeds, rewind_step=rewind, device="cpu")
+    return train_dense(of_seeds(initial_tickets(of, seeds), seeds), recipe, digits, rewind_step=rewind)
 
 
 def levels(
     digits: Dataset, runs: list[Trained], pruning: Pruning, recipe: Recipe = RECIPE, **more: object
 ) -> list[Level]:
-    return list(iterative_magnitude_pruning(runs, recipe, digits, pruning, device="cpu", **more))  # type: ignore[arg-type]
+    return list(iterative_magnitude_pruning(runs, recipe, digits, pruning, **more))  # type: ignore[arg-type]
 
 
 def same(first: list[Level], second: list[Level]) -> None:
@@ -364,7 +365,7 @@ def test_a_killed_run_goes_on_where_it_was(
 
     def run(store: Store | None) -> list[Level]:
         tickets = initial_tickets(of, seeds)
-        start = train_dense(tickets, RECIPE, digits, seeds, device="cpu", store=store)
+        start = train_dense(of_seeds(tickets, seeds), RECIPE, digits, store=store)
         return levels(digits, in_basis(start, rule), pruning, store=store)
 
     whole, count = run(None), Count(monkeypatch)
@@ -389,7 +390,7 @@ def test_any_lost_seed_of_any_level_is_found_again(
     seeds, store = (0, 1, 2), Store(tmp_path)
 
     def run() -> list[Level]:
-        start = train_dense(initial_tickets(LENET, seeds), RECIPE, digits, seeds, device="cpu", store=store)
+        start = train_dense(of_seeds(initial_tickets(LENET, seeds), seeds), RECIPE, digits, store=store)
         return levels(digits, in_basis(start, "dct"), Pruning(levels=2, keep=0.5), store=store)
 
     whole, count = run(), Count(monkeypatch)
@@ -420,8 +421,12 @@ def test_what_others_run_beside_it_does_not_matter(digits: Dataset) -> None:
 def test_controls_change_one_thing_each(rule: str, digits: Dataset) -> None:
     runs = in_basis(dense(digits), rule)
     [_, level] = levels(digits, runs, Pruning(levels=1, keep=0.3))
-    ticket = level.tickets[1]
-    fresh, random, shuffled = reinitialised(ticket, 1), randomly_masked(ticket, 1), layerwise_shuffled(ticket, 1)
+    ticket = of_seed(level.tickets[1], 1)
+    fresh, random, shuffled = (
+        reinitialised(ticket),
+        random_mask(ticket),
+        layerwise_shuffled(ticket),
+    )
     for control in (fresh, random, shuffled):
         assert control.bases is ticket.bases or all(control.bases[n] is b for n, b in ticket.bases.items())
         assert control.kept == ticket.kept
@@ -431,17 +436,17 @@ def test_controls_change_one_thing_each(rule: str, digits: Dataset) -> None:
         assert control.coefficients is ticket.coefficients
         assert not any(torch.equal(control.masks[n], m) for n, m in ticket.masks.items())
     assert counts_of(shuffled.masks) == counts_of(ticket.masks)
-    densities = randomly_masked(ticket, 1).layer_densities()
+    densities = random_mask(ticket).layer_densities()
     assert densities["1.weight"] == pytest.approx(ticket.density, abs=0.05)
-    for control in CONTROLS.values():
-        assert control(ticket, 1).digest() == control(ticket, 1).digest()
-        assert control(ticket, 1).digest() != control(ticket, 2).digest()
+    for name in ("reinit", "random mask", "layerwise shuffle"):
+        first, again, other = (CONTROLS[name](of_seed(ticket, seed)) for seed in (1, 1, 2))
+        assert first.digest() == again.digest() != other.digest()
 
 
 def test_a_fresh_start_has_the_law_of_the_first_and_not_its_draw() -> None:
     wide = architecture("lenet-300", DIGITS, 10)
     [ticket] = initial_tickets(wide, [0])
-    fresh = reinitialised(ticket, 0)
+    fresh = reinitialised(of_seed(ticket, 0))
     first, second = ticket.weights()["1.weight"], fresh.weights()["1.weight"]
     assert float(second.std()) == pytest.approx(float(first.std()), rel=0.03)
     assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]) < 0.03
@@ -510,8 +515,8 @@ def test_random_subspaces_are_trained_through_their_start(digits: Dataset) -> No
     # Li et al. 2018: pruned coefficients of a random basis held at init, mask at random.
     [ticket] = initial_tickets(LENET, [0])
     ticket = ticket.in_bases(bases_for(ticket, "random"))
-    subspace = replace(randomly_masked(ticket.with_masks(prune_randomly(ticket, 200)), 0), off="init")
-    [run] = train([subspace], RECIPE, digits, [0], device="cpu")
+    subspace = replace(random_mask(of_seed(ticket.with_masks(prune_randomly(ticket, 200)), 0)), off="init")
+    [run] = train(of_seeds([subspace], [0]), RECIPE, digits)
     moved = {n: run.ticket.coefficients[n] - ticket.coefficients[n] for n in ticket.coefficients}
     assert sum(int(delta.count_nonzero()) for delta in moved.values()) <= 200
     for name, weight in run.ticket.weights().items():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replicates import of_seeds
 from torch import nn
 
 from lthlib.basis import bases
@@ -45,7 +46,7 @@ STEPS = Recipe(epochs=0.5, evaluations=1, weight_decay=1e-2, learning_rate=0.05)
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return load("digits", train_size=300, validation_size=50)
+    return load("digits", train_size=300, validation_size=50, device="cpu")
 
 
 def gaussian(shape: tuple[int, ...], *purpose: str | int) -> torch.Tensor:
@@ -64,7 +65,7 @@ def dense(name: str, dtype: torch.dtype = torch.float64) -> Ticket:
 
 
 def as_trained(ticket: Ticket) -> Trained:
-    return Trained(ticket=ticket, seed=0, history=[], early_stopping_step=1, snapshots={0: ticket})
+    return Trained(ticket=ticket, history=[], early_stopping_step=1, snapshots={0: ticket})
 
 
 def logits(ticket: Ticket, images: torch.Tensor) -> torch.Tensor:
@@ -176,7 +177,7 @@ def test_dead_units_stay_dead_through_training(name: str, optimizer: str, digits
     ticket = dense(name, torch.float32)
     pruned = unit_ticket(ticket, as_trained(ticket), 0.5)
     recipe = replace(STEPS, optimizer=optimizer, learning_rate=0.01)
-    [run] = train([pruned], recipe, digits, [0], device="cpu")
+    [run] = train(of_seeds([pruned], [0]), recipe, digits)
     for tensor, reader in readers(ticket.architecture).items():
         dead = ~pruned.masks[tensor].flatten(1).any(1)
         assert dead.any()
@@ -244,7 +245,7 @@ def test_a_group_penalty_finds_whole_units(digits: Dataset) -> None:
     tickets = initial_tickets(architecture("lenet-24-16", DIGITS, 10), [0, 1])
     recipe = Recipe(epochs=6, learning_rate=0.05, batch_size=32, evaluations=1)
     for ticket, run in zip(
-        tickets, train(tickets, recipe, digits, [0, 1], penalty=Penalty("group", 0.2), device="cpu"), strict=True
+        tickets, train(of_seeds(tickets, [0, 1]), recipe, digits, penalty=Penalty("group", 0.2)), strict=True
     ):
         alive = unit_norms(run.ticket)["1.weight"] > 0
         assert 0 < int(alive.sum()) < 24
@@ -320,7 +321,7 @@ def test_low_rank_needs_a_dense_ticket_a_known_form_and_scope() -> None:
 def test_training_keeps_the_rank(form: str, digits: Dataset) -> None:
     ticket = dense("lenet-24-16", torch.float32)
     pruned = low_rank_ticket(ticket, as_trained(ticket), 0.25, form)
-    [run] = train([pruned], STEPS, digits, [0], device="cpu")
+    [run] = train(of_seeds([pruned], [0]), STEPS, digits)
     weight = run.ticket.weights()["1.weight"]
     singular = torch.linalg.svdvals(weight.double())
     assert singular[6] < 1e-6 * singular[0]

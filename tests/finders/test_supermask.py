@@ -6,6 +6,7 @@ from threading import Event
 
 import pytest
 import torch
+from replicates import of_seed, of_seeds
 from torch import nn
 from torch.nn import functional as F
 
@@ -32,7 +33,7 @@ from lthlib.training.recipe import Recipe
 from lthlib.training.train import evaluate
 
 CPU = torch.device("cpu")
-DIGITS = load("digits", train_size=300, validation_size=100)
+DIGITS = load("digits", train_size=300, validation_size=100, device="cpu")
 LENET = architecture("lenet-20-12", DIGITS.input_shape, 10)
 SHORT = Recipe(learning_rate=0.1, batch_size=50, epochs=2, evaluations=2)
 
@@ -47,7 +48,7 @@ def short(method: str, **changes: object) -> Recipe:
 
 def searched(settings: Supermask, model=LENET, data=DIGITS, seed: int = 0, recipe: Recipe | None = None, **source):
     origin = random_source(model, seed, **source)
-    (found,) = find_supermasks([origin], settings, recipe or short(settings.method), data, [seed], device="cpu")
+    (found,) = find_supermasks(of_seeds([origin], [seed]), settings, recipe or short(settings.method), data)
     return origin, found
 
 
@@ -91,7 +92,7 @@ def test_rescaling_multiplies_by_all_over_kept():
 
 
 def test_normalisation_keeps_its_weights_and_learns_only_its_statistics():
-    data = load("digits", train_size=100, validation_size=50)
+    data = load("digits", train_size=100, validation_size=50, device="cpu")
     model = architecture("resnet-8-w2", data.input_shape, 10)
     origin, found = searched(Supermask("edge-popup", 0.5), model, data, recipe=short("edge-popup", epochs=1))
     for name, tensor in origin.rest.items():
@@ -106,7 +107,7 @@ def test_normalisation_keeps_its_weights_and_learns_only_its_statistics():
 def test_the_ticket_is_the_network_that_the_history_judged(method, name):
     model = architecture(name, DIGITS.input_shape, 10)
     _, found = searched(Supermask(method, 0.5), model, recipe=short(method, epochs=1, evaluations=1))
-    (judged,) = evaluate([found.ticket], DIGITS, "validation", device="cpu")
+    (judged,) = evaluate([found.ticket], DIGITS, "validation")
     assert judged.loss == pytest.approx(found.history[-1]["validation_loss"], rel=1e-4)
     assert judged.accuracy == pytest.approx(found.history[-1]["validation_accuracy"])
 
@@ -115,7 +116,7 @@ def test_counts_are_those_asked_for():
     origin = random_source(LENET, 0)
     counts = (500, 100, 8)
     settings = Supermask(density=sum(counts) / origin.prunable, counts=counts, levels=3)
-    (found,) = find_supermasks([origin], settings, SHORT, DIGITS, [0], device="cpu")
+    (found,) = find_supermasks(of_seeds([origin], [0]), settings, SHORT, DIGITS)
     assert tuple(int(mask.sum()) for mask in found.ticket.masks.values()) == counts
 
 
@@ -130,7 +131,7 @@ def one_step(method: str, density: float, rate: float = 2.0, seed: int = 5):
     recipe = Recipe(
         learning_rate=rate, momentum=0.0, batch_size=6, epochs=1, schedule="constant", precision="fp64", evaluations=1
     )
-    search = Search(random_source(model, seed), Supermask(method, density, levels=0), recipe, task, seed, CPU)
+    search = Search(random_source(model, seed), Supermask(method, density, levels=0), recipe, task)
     before = search.scores["1.weight"].clone()
     search.run("", Event())
     return search, images.flatten(1), before, search.scores["1.weight"]
@@ -175,14 +176,14 @@ def test_scores_get_the_straight_through_gradient(method, density):
 
 
 def test_supermask_starts_at_the_density_asked_for():
-    search = Search(random_source(LENET, 0), Supermask("supermask", 0.2), SHORT, Task.of(DIGITS), 0, CPU)
+    search = Search(random_source(LENET, 0), Supermask("supermask", 0.2), SHORT, Task.of(DIGITS))
     drawn = search.training_masks(0.2, last=True)
     share = sum(int(mask.sum()) for mask in drawn.values()) / sum(mask.numel() for mask in drawn.values())
     assert share == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / 1640) ** 0.5)
 
 
 def test_gem_miner_rounds_and_never_takes_back_what_it_removed():
-    search = Search(random_source(LENET, 0), Supermask("gem-miner", 0.05), SHORT, Task.of(DIGITS), 0, CPU)
+    search = Search(random_source(LENET, 0), Supermask("gem-miner", 0.05), SHORT, Task.of(DIGITS))
     rounded = search.training_masks(1.0, last=False)
     assert all(torch.equal(mask, search.scores[name] > 0.5) for name, mask in rounded.items())
     search.remove(0.3)
@@ -254,14 +255,14 @@ def test_one_shot_mask_keeps_the_largest_of_unchanged_sign():
 
 
 def test_edge_popup_solves_digits_far_above_a_random_mask():
-    data = load("digits")
+    data = load("digits", device="cpu")
     model = architecture("lenet-200-100", data.input_shape, 10)
     sources = [random_source(model, seed) for seed in range(2)]
     recipe = replace(RECIPES["edge-popup"], batch_size=50, epochs=8, evaluations=1)
-    found = find_supermasks(sources, Supermask(density=0.5), recipe, data, [0, 1], device="cpu")
-    masked = [find(source, 0.5, "uniform", seed=seed, device="cpu") for seed, source in enumerate(sources)]
-    tests = [one.accuracy for one in evaluate([run.ticket for run in found], data, "test", device="cpu")]
-    chance = [one.accuracy for one in evaluate(masked, data, "test", device="cpu")]
+    found = find_supermasks(of_seeds(sources, [0, 1]), Supermask(density=0.5), recipe, data)
+    masked = [find(of_seed(source, seed), 0.5, "uniform") for seed, source in enumerate(sources)]
+    tests = [one.accuracy for one in evaluate([run.ticket for run in found], data, "test")]
+    chance = [one.accuracy for one in evaluate(masked, data, "test")]
     assert min(tests) > 88
     assert max(chance) < 45
 
@@ -291,18 +292,18 @@ def test_a_replicate_is_the_same_again_and_whatever_is_beside_it():
     sources = [random_source(LENET, seed) for seed in (0, 1, 2)]
     for method in METHODS:
         settings, recipe = Supermask(method, 0.3), short(method)
-        together = find_supermasks(sources, settings, recipe, DIGITS, [0, 1, 2], device="cpu")
-        (alone,) = find_supermasks(sources[1:2], settings, recipe, DIGITS, [1], device="cpu")
+        together = find_supermasks(of_seeds(sources, [0, 1, 2]), settings, recipe, DIGITS)
+        (alone,) = find_supermasks(of_seeds(sources[1:2], [1]), settings, recipe, DIGITS)
         assert alone.history == together[1].history and alone.ticket.digest() == together[1].ticket.digest()
-        (other,) = find_supermasks(sources[1:2], settings, recipe, DIGITS, [7], device="cpu")
+        (other,) = find_supermasks(of_seeds(sources[1:2], [7]), settings, recipe, DIGITS)
         assert other.ticket.digest() != alone.ticket.digest()
 
 
 def test_searches_are_kept_and_read_again(tmp_path, monkeypatch):
     sources, store = [random_source(LENET, seed) for seed in (0, 1)], Store(tmp_path)
-    first = find_supermasks(sources, Supermask(), SHORT, DIGITS, [0, 1], device="cpu", store=store)
+    first = find_supermasks(of_seeds(sources, [0, 1]), Supermask(), SHORT, DIGITS, store=store)
     monkeypatch.setattr(Search, "run", lambda *_: pytest.fail("searched again"))
-    again = find_supermasks(sources, Supermask(), SHORT, DIGITS, [0, 1], device="cpu", store=store)
+    again = find_supermasks(of_seeds(sources, [0, 1]), Supermask(), SHORT, DIGITS, store=store)
     for one, two in zip(first, again, strict=True):
         assert one.history == two.history and one.seed == two.seed
         assert all(torch.equal(mask, two.ticket.masks[name]) for name, mask in one.ticket.masks.items())
@@ -347,20 +348,18 @@ def test_searches_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="has no biases to draw"):
         random_source(bare, 0, bias_scale=1.0)
     with pytest.raises(InputError, match="has no biases to prune"):
-        find_supermasks([random_source(bare, 0)], Supermask(prune_biases=True), SHORT, DIGITS, [0])
-    with pytest.raises(InputError, match="1 sources need as many seeds, found 2"):
-        find_supermasks([source], Supermask(), SHORT, DIGITS, [0, 1])
+        find_supermasks(of_seeds([random_source(bare, 0)], [0]), Supermask(prune_biases=True), SHORT, DIGITS)
     with pytest.raises(InputError, match=r"dense source in the canonical basis, found density 0\.5"):
-        find_supermasks([find(source, 0.5, "uniform", seed=0)], Supermask(), SHORT, DIGITS, [0])
+        find_supermasks(of_seeds([find(of_seed(source, 0), 0.5, "uniform")], [0]), Supermask(), SHORT, DIGITS)
     with pytest.raises(InputError, match="canonical basis"):
-        find_supermasks([source.in_bases(bases_for(source, "random", 0))], Supermask(), SHORT, DIGITS, [0])
+        find_supermasks(of_seeds([source.in_bases(bases_for(source, "random", 0))], [0]), Supermask(), SHORT, DIGITS)
     other = random_source(architecture("lenet-9", (1, 4, 4), 10), 0)
     with pytest.raises(InputError, match=r"does not fit data of inputs \(1, 8, 8\) and 10 outputs"):
-        find_supermasks([other], Supermask(), SHORT, DIGITS, [0])
+        find_supermasks(of_seeds([other], [0]), Supermask(), SHORT, DIGITS)
     with pytest.raises(InputError, match=r"levels 12 need more steps than that, found 12 \(valid: 0 to 11\)"):
-        find_supermasks([source], Supermask(levels=12), SHORT, DIGITS, [0])
+        find_supermasks(of_seeds([source], [0]), Supermask(levels=12), SHORT, DIGITS)
     with pytest.raises(InputError, match=r"counts \(9, 9\) do not keep 820 weights"):
-        find_supermasks([source], Supermask(counts=(9, 9)), SHORT, DIGITS, [0])
+        find_supermasks(of_seeds([source], [0]), Supermask(counts=(9, 9)), SHORT, DIGITS)
     with pytest.raises(FloatingPointError, match=r"the loss of seed 0 \(density 0\.5\) is nan at step \d+"):
         loud = replace(source, coefficients={name: 1e30 * c for name, c in source.coefficients.items()})
-        find_supermasks([loud], Supermask(), SHORT, DIGITS, [0], device="cpu")
+        find_supermasks(of_seeds([loud], [0]), Supermask(), SHORT, DIGITS)

@@ -48,7 +48,7 @@ def test_fifty_layers_neither_overflow_nor_underflow():
         scaled = replace(ticket, coefficients={name: c * scale for name, c in ticket.coefficients.items()})
         scores = synflow_scores(scaled)
         assert all(bool(score.isfinite().all()) and float(score.sum()) > 0 for score in scores.values())
-    found = find(ticket, 0.01, "synflow", iterations=3, device="cpu")
+    found = find(ticket, 0.01, "synflow", iterations=3)
     assert found.kept == round(0.01 * ticket.prunable)
 
 
@@ -68,7 +68,7 @@ def test_scores_leave_the_ticket_untouched_bit_for_bit():
     ticket = ticket.with_masks(keep_top(random_scores(ticket, generator(0, "m")), ticket.prunable // 2))
     digest = ticket.digest()
     synflow_scores(ticket)
-    find(ticket, 0.1, "synflow", iterations=5, device="cpu")
+    find(ticket, 0.1, "synflow", iterations=5)
     assert ticket.digest() == digest
     assert {tensor.dtype for tensor in ticket.coefficients.values()} == {torch.float32}
 
@@ -104,9 +104,9 @@ def test_no_layer_collapses_down_to_one_weight_a_layer(name):
     ticket = dense(name)
     layers = len(ticket.masks)
     for count in (layers, 3 * layers, ticket.prunable // 50):
-        found = find(ticket, count / ticket.prunable, "synflow", device="cpu")
+        found = find(ticket, count / ticket.prunable, "synflow")
         assert found.kept == count and collapsed_layers(found) == () and is_connected(found)
-    one_shot = find(ticket, layers / ticket.prunable, "magnitude", device="cpu")
+    one_shot = find(ticket, layers / ticket.prunable, "magnitude")
     assert collapsed_layers(one_shot)
 
 
@@ -116,7 +116,7 @@ def test_batchnorm_in_training_mode_and_dead_networks_are_refused():
         find(ticket, 0.1, "synflow", norm="batch")
     dead = {key: torch.zeros_like(c) if key == "stem.0.weight" else c for key, c in ticket.coefficients.items()}
     with pytest.raises(InputError, match=r"synflow gave only zero scores in layer 'stem\.0\.weight'"):
-        find(replace(ticket, coefficients=dead), 0.1, "synflow", device="cpu")
+        find(replace(ticket, coefficients=dead), 0.1, "synflow")
 
 
 def test_in_a_basis_the_scores_are_of_coefficients():
@@ -128,5 +128,5 @@ def test_in_a_basis_the_scores_are_of_coefficients():
         flow = (basis.synthesise(c).abs() * (synflow_scores(ticket)[name] / ticket.coefficients[name].abs())).sum()
         (gradient,) = torch.autograd.grad(flow, c)
         torch.testing.assert_close(scores[name], (gradient * c).abs().detach(), rtol=1e-4, atol=1e-6)
-    found = find(rotated, 0.1, "synflow", iterations=5, device="cpu")
+    found = find(rotated, 0.1, "synflow", iterations=5)
     assert found.kept == round(0.1 * ticket.prunable)

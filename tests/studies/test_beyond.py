@@ -20,7 +20,7 @@ from lthlib.theory.strong.search import SubsetSearch
 from lthlib.ticket import bases_for
 from lthlib.training.recipe import Recipe
 
-DIGITS = data.load("digits", train_size=80, validation_size=20)
+DIGITS = data.load("digits", train_size=80, validation_size=20, device="cpu")
 RECIPE = Recipe(learning_rate=0.05, batch_size=40, epochs=1, output_layer="pruned", evaluations=1)
 NET = "lenet-12-8"
 MLPS = ("lenet-8-8-8", "lenet-8-8-8-8")
@@ -28,7 +28,7 @@ MLPS = ("lenet-8-8-8", "lenet-8-8-8-8")
 
 @pytest.fixture(scope="module")
 def setting() -> Setting:
-    return Setting(RECIPE, DIGITS, [0, 1], Pruning(levels=2, keep=0.4), "cpu")
+    return Setting(RECIPE, DIGITS, [0, 1], Pruning(levels=2, keep=0.4))
 
 
 @pytest.fixture(scope="module")

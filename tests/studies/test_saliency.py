@@ -1,49 +1,50 @@
 """Arms of pruning at initialization as tables."""
 
 import pytest
+from replicates import of_seeds
 
 from lthlib import data
 from lthlib.errors import InputError
 from lthlib.evidence.measure import difference_to
 from lthlib.finders import pruning_data as sanity
-from lthlib.finders.controls import SANITY_CHECKS
-from lthlib.finders.imp import train_dense
+from lthlib.finders.find import tickets_of
+from lthlib.finders.imp import after_training, train_dense
 from lthlib.masks.counts import counts_of
 from lthlib.models import architecture as models
 from lthlib.studies import saliency as tables
 from lthlib.ticket import initial_tickets
 from lthlib.training.recipe import Recipe
 
-DIGITS = data.load("digits")
+DIGITS = data.load("digits", device="cpu")
 SEEDS = [0, 1]
 RECIPE = Recipe(epochs=1, evaluations=1, learning_rate=0.05, output_layer="pruned")
 INITIAL = initial_tickets(models.architecture("lenet-20-12", DIGITS.input_shape, 10), SEEDS)
 
 
 def test_arms_train_together_as_they_train_alone() -> None:
-    arms = {name: tables.found(name, INITIAL, 0.3, DIGITS, SEEDS) for name in ("magnitude", "snip")}
-    both = tables.train_arms(arms, RECIPE, DIGITS, SEEDS, column="method")
-    alone = tables.train_arms({"snip": arms["snip"]}, RECIPE, DIGITS, SEEDS, column="method")
+    arms = {name: tickets_of(name, INITIAL, 0.3, DIGITS) for name in ("magnitude", "snip")}
+    both = tables.connected_rows(arms, RECIPE, DIGITS, column="method")
+    alone = tables.connected_rows({"snip": arms["snip"]}, RECIPE, DIGITS, column="method")
     part = both[both["method"] == "snip"].reset_index(drop=True)
     assert part.equals(alone)
     assert (both["effective_density"] <= both["density"]).all()
     assert list(both["seed"]) == [0, 1, 0, 1]
 
 
-def test_an_arm_that_lacks_a_ticket_is_refused() -> None:
-    with pytest.raises(InputError, match="arm 'short' has 1 tickets for 2 seeds"):
-        tables.train_arms({"short": INITIAL[:1]}, RECIPE, DIGITS, SEEDS)
+def test_arms_may_have_other_replicates() -> None:
+    rows = tables.connected_rows({"both": INITIAL, "short": INITIAL[1:]}, RECIPE, DIGITS)
+    assert rows[["arm", "seed"]].values.tolist() == [["both", 0], ["both", 1], ["short", 1]]
 
 
 def test_noise_needs_no_data_and_finds_another_mask() -> None:
-    noise = tables.found("snip, noise", INITIAL, 0.2, DIGITS, SEEDS)
-    data_driven = tables.found("snip", INITIAL, 0.2, DIGITS, SEEDS)
+    noise = tickets_of("snip, noise", INITIAL, 0.2, DIGITS)
+    data_driven = tickets_of("snip", INITIAL, 0.2, DIGITS)
     assert [one.kept for one in noise] == [one.kept for one in data_driven]
     assert any((noise[0].masks[name] != mask).any() for name, mask in data_driven[0].masks.items())
 
 
 def test_method_rows_have_every_method_arm_density_and_seed() -> None:
-    rows = tables.method_rows({"magnitude": tables.SAMPLED}, [0.5, 0.2], INITIAL, RECIPE, DIGITS, SEEDS)
+    rows = tables.method_rows({"magnitude": tables.SAMPLED}, [0.5, 0.2], INITIAL, RECIPE, DIGITS)
     assert len(rows) == 3 * 2 * 2
     assert (rows.groupby("target")["density"].nunique() == 1).all()
     gain = difference_to(rows, "arm", "top-k", ("method", "target", "seed"))
@@ -53,9 +54,9 @@ def test_method_rows_have_every_method_arm_density_and_seed() -> None:
 
 
 def test_sanity_arms_keep_the_count_and_corruptions_belong_to_methods_with_data() -> None:
-    snip = tables.sanity_arms("snip", INITIAL, 0.2, DIGITS, SEEDS)
-    magnitude = tables.sanity_arms("magnitude", INITIAL, 0.2, DIGITS, SEEDS)
-    assert set(SANITY_CHECKS) | {"original", "inverted"} == set(magnitude)
+    snip = tables.sanity_arms("snip", INITIAL, 0.2, DIGITS)
+    magnitude = tables.sanity_arms("magnitude", INITIAL, 0.2, DIGITS)
+    assert set(tables.SANITY_CHECKS) | {"original", "inverted"} == set(magnitude)
     assert set(snip) - set(magnitude) == set(sanity.CORRUPTIONS[1:])
     assert {ticket.kept for arms in (snip, magnitude) for tickets in arms.values() for ticket in tickets} == {
         INITIAL[0].prunable // 5 + (INITIAL[0].prunable % 5 > 2)
@@ -65,8 +66,8 @@ def test_sanity_arms_keep_the_count_and_corruptions_belong_to_methods_with_data(
 
 
 def test_after_training_keeps_initial_values_where_training_grew_them() -> None:
-    dense = train_dense(INITIAL, RECIPE, DIGITS, SEEDS)
-    for ticket, run, start in zip(tables.after_training(dense, 0.1, SEEDS), dense, INITIAL, strict=True):
+    dense = train_dense(of_seeds(INITIAL, SEEDS), RECIPE, DIGITS)
+    for ticket, run, start in zip(after_training(dense, 0.1), dense, INITIAL, strict=True):
         assert ticket.kept == round(0.1 * ticket.prunable)
         smallest = min(float(run.ticket.coefficients[n].abs()[m].min()) for n, m in ticket.masks.items() if m.any())
         largest = max(float(run.ticket.coefficients[n].abs()[~m].max()) for n, m in ticket.masks.items())
@@ -75,7 +76,7 @@ def test_after_training_keeps_initial_values_where_training_grew_them() -> None:
 
 
 def test_scores_agree_with_themselves_and_their_table_is_symmetric() -> None:
-    rows = tables.score_rows(INITIAL, DIGITS, SEEDS, 0.2).set_index(["seed", "score", "other"])
+    rows = tables.score_rows(INITIAL, DIGITS, 0.2).set_index(["seed", "score", "other"])
     for seed, first, other in rows.index:
         here, there = rows.loc[(seed, first, other)], rows.loc[(seed, other, first)]
         assert here["spearman"] == pytest.approx(there["spearman"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from replicates import of_seeds
 
 from lthlib import data
 from lthlib.errors import InputError
@@ -13,7 +14,7 @@ from lthlib.theory import sketching
 from lthlib.ticket import initial_tickets
 from lthlib.training.recipe import Recipe
 
-DIGITS = data.load("digits")
+DIGITS = data.load("digits", device="cpu")
 
 
 def problem():
@@ -81,7 +82,7 @@ def test_masked_training_starts_and_ends_where_it_must() -> None:
 
 def test_linearised_rows_hold_for_the_formula() -> None:
     architecture = models.architecture("lenet-8-6", DIGITS.input_shape, 10)
-    dense = train_dense(initial_tickets(architecture, [0]), Recipe(epochs=1, evaluations=1), DIGITS, [0])
+    dense = train_dense(of_seeds(initial_tickets(architecture, [0]), [0]), Recipe(epochs=1, evaluations=1), DIGITS)
     rows = tables.linearised_rows(dense, DIGITS, [0.3], examples=5, draws=1500)
     assert set(rows["distribution"]) == {"optimal", "magnitude", "uniform", "oracle", "gaussian_data"}
     known = rows[(rows["on"] == "w0") & rows["theory"].notna() & (rows["distribution"] != "oracle")]

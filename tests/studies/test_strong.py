@@ -18,7 +18,7 @@ from lthlib.training.train import evaluate
 
 @pytest.fixture(scope="module")
 def built():
-    digits = data.load("digits", "data")
+    digits = data.load("digits", "data", device="cpu")
     trained = strong_tables.targets("lenet-12", digits, Recipe(learning_rate=0.1, epochs=3, evaluations=1), [0, 1])
     ways = {"best": Way(SubsetSearch(18, redraws=3)), "one more": Way(SubsetSearch(18), "depth-plus-one")}
     return digits, trained, *strong_tables.constructions(trained, ways, digits, keep=list(ways))
@@ -44,7 +44,7 @@ def test_rows_are_those_of_the_masked_source(built):
 
 def test_controls_keep_the_density_and_lose_the_accuracy(built):
     digits, trained, rows, made, _ = built
-    control = strong_tables.controls(trained, {"best": made["best"]}, digits, 0.01, "cpu")
+    control = strong_tables.controls(trained, {"best": made["best"]}, digits, 0.01)
     masked = control[control["arm"].str.contains("source")]
     assert masked.groupby("seed")["density"].nunique().tolist() == [1, 1]
     assert masked["accuracy"].max() < 40 < rows[rows["arm"] == "best"]["accuracy"].min()
@@ -53,7 +53,7 @@ def test_controls_keep_the_density_and_lose_the_accuracy(built):
 
 def test_found_tickets_have_the_constructions_density(built):
     digits, trained, _, made, _ = built
-    beside = strong_tables.found_on_the_same_source(trained, {"best": made["best"]}, digits, 0.3, device="cpu")
+    beside = strong_tables.found_on_the_same_source(trained, {"best": made["best"]}, digits, 0.3)
     expected = [found.ticket.density for found in made["best"]]
     assert beside["density"].tolist() == pytest.approx(expected, abs=1e-3)
     with pytest.raises(InputError, match="no construction to compare with"):

@@ -11,13 +11,12 @@ from torch import nn
 from lthlib import data
 from lthlib.models.architecture import architecture
 from lthlib.ticket import Ticket, bases_for, initial_tickets
-from lthlib.training import batches
-from lthlib.training.batches import KEPT, prepared
+from lthlib.training.batches import prepared
 from lthlib.training.network import Network, network
 from lthlib.training.train import evaluate
 
 CPU = torch.device("cpu")
-DIGITS = data.load("digits")
+DIGITS = data.load("digits", device="cpu")
 
 
 def ticket(name: str = "lenet-12-6", rule: str = "canonical") -> Ticket:
@@ -71,7 +70,7 @@ def test_few_are_kept_and_none_longer_than_their_images() -> None:
     for split in (*data.SPLITS, "train"):
         for rule in ("canonical", "dct@input", "haar@input"):
             prepared(net(rule=rule), images, split, torch.float32)
-            assert len(batches._entries) <= KEPT
+            assert len(images._derived) <= len(data.SPLITS)
     last = weakref.ref(prepared(net(rule="haar@input"), images, "train", torch.float32))
     assert last() is not None
     del images
@@ -86,5 +85,5 @@ def in_place_first(shape: tuple[int, int, int], classes: int) -> nn.Module:
 def test_a_first_layer_that_works_in_place_leaves_the_images_alone() -> None:
     images, one = fresh(), ticket(f"{__name__}:in_place_first")
     before = prepared(network([one], CPU, torch.float32), images, "test", torch.float32).clone()
-    evaluate([one], images, "test", device="cpu")
+    evaluate([one], images, "test")
     assert torch.equal(prepared(network([one], CPU, torch.float32), images, "test", torch.float32), before)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from replicates import of_seeds
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -84,7 +85,7 @@ def capturing(monkeypatch: pytest.MonkeyPatch, capture: Capture) -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return replace(load("digits", train_size=150, validation_size=40), augmentation="crop-flip")
+    return replace(load("digits", train_size=150, validation_size=40, device="cpu"), augmentation="crop-flip")
 
 
 def make(name: str, rule: str = "canonical", density: float = 0.5, off: str = "zero") -> Ticket:
@@ -129,7 +130,7 @@ def test_a_replayed_training_is_the_training(
     name: str, rule: str, off: str, fields: dict[str, Any], digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticket, recipe = make(name, rule, off=off), replace(RECIPE, **fields)
-    tapes = both(monkeypatch, lambda: train([ticket], recipe, digits, [3], snapshots=(17,), device="cpu")[0])
+    tapes = both(monkeypatch, lambda: train(of_seeds([ticket], [3]), recipe, digits, snapshots=(17,))[0])
     (tape,) = tapes
     # Captured at the twelfth step, the first after the warm-up that is as large as the one before: once to compare,
     # then all full batches.
@@ -146,7 +147,7 @@ def test_masks_may_change_under_a_captured_step(
     start = [make(RESNET, density=1.0)]
 
     def run() -> Trained:
-        return train_dynamic(start, density, method, RECIPE, digits, [0], device="cpu", **options)[0]
+        return train_dynamic(of_seeds(start, [0]), density, method, RECIPE, digits, **options)[0]
 
     tapes = both(monkeypatch, run)
     assert len(tapes) == (1 if method == "rigl" else 2)
@@ -172,11 +173,11 @@ def test_a_replay_that_misses_a_part_is_noticed(
     ticket = make(CONV)
     capturing(monkeypatch, refusing)
     with pytest.warns(UserWarning, match="not replayed"):
-        (wanted,) = train([ticket], RECIPE, digits, [0], device="cpu")
+        (wanted,) = train(of_seeds([ticket], [0]), RECIPE, digits)
     capturing(monkeypatch, capture)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        (found,) = train([ticket], RECIPE, digits, [0], device="cpu")
+        (found,) = train(of_seeds([ticket], [0]), RECIPE, digits)
     same(found, wanted)
     told = [str(one.message) for one in warned]
     wanted_told = ["training steps are not replayed from a CUDA graph: its replay gave another result"]
@@ -243,7 +244,7 @@ def test_on_a_gpu_a_replayed_training_is_the_training(
     ticket, recipe = make(name), replace(RECIPE, precision="fp64", **fields)
 
     def run() -> Trained:
-        return train([ticket], recipe, digits, [3], device="cuda")[0]
+        return train(of_seeds([ticket], [3]), recipe, digits)[0]
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")

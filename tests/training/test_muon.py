@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from replicates import of_seed, of_seeds
 from torch.nn.functional import cross_entropy
 
 from lthlib.data import Dataset, load
@@ -19,7 +20,7 @@ from lthlib.training.optimizers import orthogonalised
 from lthlib.training.recipe import Recipe
 from lthlib.training.train import train
 
-DIGITS = load("digits", train_size=120, validation_size=30)
+DIGITS = load("digits", train_size=120, validation_size=30, device="cpu")
 RECIPE = Recipe(
     optimizer="muon", learning_rate=0.02, momentum=0.95, nesterov=True, batch_size=40, epochs=2, evaluations=1
 )
@@ -28,13 +29,13 @@ LENET = architecture("lenet-12-8", DIGITS.input_shape, 10)
 
 def tickets(rule: str = "canonical", density: float = 1.0, seeds: int = 1) -> list[Ticket]:
     whole = [one.in_bases(bases_for(one, rule)) for one in initial_tickets(LENET, range(seeds))]
-    return [find(one, density, "random", seed=seed) if density < 1 else one for seed, one in enumerate(whole)]
+    return [find(of_seed(one, seed), density, "random") if density < 1 else one for seed, one in enumerate(whole)]
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
 def test_a_dense_network_trains_as_with_torch_alone() -> None:
     (start,) = tickets()
-    (run,) = train([start], replace(RECIPE, schedule="constant"), DIGITS, [0], device="cpu")
+    (run,) = train(of_seeds([start], [0]), replace(RECIPE, schedule="constant"), DIGITS)
     module = build(LENET)
     module.load_state_dict(start.state())
     matrices = [parameter for parameter in module.parameters() if parameter.dim() == 2]
@@ -60,8 +61,8 @@ def test_a_dense_network_trains_as_with_torch_alone() -> None:
 def test_what_is_pruned_stays_where_it_is(rule: str, off: str, state_in: str) -> None:
     (whole,) = initial_tickets(LENET, [0])
     whole = whole.in_bases(bases_for(whole, rule, fit_to=whole.weights()))
-    start = replace(find(whole, 0.3, "random", seed=0), off=off)  # type: ignore[arg-type]
-    (run,) = train([start], replace(RECIPE, state_in=state_in, weight_decay=0.1), DIGITS, [0], device="cpu")  # type: ignore[arg-type]
+    start = replace(find(of_seed(whole, 0), 0.3, "random"), off=off)  # type: ignore[arg-type]
+    (run,) = train(of_seeds([start], [0]), replace(RECIPE, state_in=state_in, weight_decay=0.1), DIGITS)  # type: ignore[arg-type]
     for name, mask in start.masks.items():
         held = start.effective_coefficients()[name]
         assert torch.equal(run.ticket.coefficients[name][~mask], held[~mask])
@@ -70,8 +71,8 @@ def test_what_is_pruned_stays_where_it_is(rule: str, off: str, state_in: str) ->
 
 def test_a_replicate_does_not_depend_on_its_neighbours() -> None:
     three = tickets("dct", 0.4, seeds=3)
-    together = train(three, RECIPE, DIGITS, range(3), device="cpu")
-    (alone,) = train(three[1:2], RECIPE, DIGITS, [1], device="cpu")
+    together = train(of_seeds(three, range(3)), RECIPE, DIGITS)
+    (alone,) = train(of_seeds(three[1:2], [1]), RECIPE, DIGITS)
     assert together[1].ticket.digest() == alone.ticket.digest()
 
 
@@ -81,7 +82,7 @@ def test_turned_networks_take_turned_steps() -> None:
     found = {}
     for optimizer in ("muon", "adam"):
         recipe = replace(step, optimizer=optimizer)
-        runs = [train(tickets(rule), recipe, DIGITS, [0])[0] for rule in ("canonical", "dct")]
+        runs = [train(of_seeds(tickets(rule), [0]), recipe, DIGITS)[0] for rule in ("canonical", "dct")]
         (start,) = tickets()
         first, second = (run.ticket.weights()["1.weight"] - start.weights()["1.weight"] for run in runs)
         found[optimizer] = float((first - second).norm() / first.norm())
@@ -93,29 +94,29 @@ def test_convolutions_step_by_sgd() -> None:
     network = architecture("conv-2-w2", DIGITS.input_shape, 10)
     (start,) = initial_tickets(network, [0])
     one = replace(RECIPE, epochs=1 / 3, schedule="constant")
-    (run,) = train([start], one, DIGITS, [0], device="cpu")
-    (plain,) = train([start], replace(one, optimizer="sgd"), DIGITS, [0], device="cpu")
+    (run,) = train(of_seeds([start], [0]), one, DIGITS)
+    (plain,) = train(of_seeds([start], [0]), replace(one, optimizer="sgd"), DIGITS)
     for name, c in run.ticket.coefficients.items():
         assert torch.equal(c, plain.ticket.coefficients[name]) == (c.dim() == 4)
-    (sparse,) = train([layerwise_shuffled(find(start, 0.5, "random"), 0)], RECIPE, DIGITS, [0], device="cpu")
+    (sparse,) = train(of_seeds([layerwise_shuffled(of_seed(find(start, 0.5, "random"), 0))], [0]), RECIPE, DIGITS)
     assert sparse.ticket.density == 0.5
 
 
 def test_masks_may_change_while_it_trains() -> None:
-    (run,) = train_dynamic(tickets(), 0.3, "rigl", RECIPE, DIGITS, [0], interval=2, device="cpu")
+    (run,) = train_dynamic(of_seeds(tickets(), [0]), 0.3, "rigl", RECIPE, DIGITS, interval=2)
     for name, mask in run.ticket.masks.items():
         assert not run.ticket.coefficients[name][~mask].any()
 
 
 def test_it_learns_digits() -> None:
-    data: Dataset = load("digits")
-    (run,) = train(tickets("haar"), replace(RECIPE, epochs=8), data, [0])
+    data: Dataset = load("digits", device="cpu")
+    (run,) = train(of_seeds(tickets("haar"), [0]), replace(RECIPE, epochs=8), data)
     assert run.history[-1]["validation_accuracy"] > 80
 
 
 def test_scores_of_masks_do_not_take_it() -> None:
     with pytest.raises(InputError, match="unknown optimizer of a mask's scores 'muon'"):
-        find_supermasks(tickets(), Supermask(density=0.5), RECIPE, DIGITS, [0])
+        find_supermasks(of_seeds(tickets(), [0]), Supermask(density=0.5), RECIPE, DIGITS)
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (12, 5), (5, 12)])

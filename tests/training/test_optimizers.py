@@ -89,11 +89,11 @@ from lthlib.models.architecture import architecture
 from lthlib.training.recipe import VALID_OPTIMIZERS, Recipe
 from lthlib.training.train import train
 
-images = data.load("digits")
+images = data.load("digits", device="cpu")
 for name in ("lenet-8", "resnet-8-w2"):
     tickets = initial_tickets(architecture(name, images.input_shape, images.classes), [0])
     for optimizer in VALID_OPTIMIZERS:
-        train(tickets, Recipe(optimizer=optimizer, epochs=0.1, learning_rate=0.001), images, [0], device="cpu")
+        train(tickets, Recipe(optimizer=optimizer, epochs=0.1, learning_rate=0.001), images)
 print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "triton", "sklearn") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from replicates import of_seeds
 
 from lthlib import data
 from lthlib.finders import imp as magnitude
@@ -15,7 +16,7 @@ from lthlib.training.network import network
 from lthlib.training.recipe import Recipe
 from lthlib.training.stacked_sgd import covers
 
-DIGITS = data.load("digits", train_size=200)
+DIGITS = data.load("digits", train_size=200, device="cpu")
 RECIPE = Recipe(learning_rate=0.05, epochs=3, batch_size=64, precision="fp64", weight_decay=5e-4, evaluations=2)
 
 
@@ -31,9 +32,9 @@ def tickets(rule: str, off: str, model: str = "lenet-24-16", count: int = 3) -> 
 @pytest.mark.parametrize("off", ["zero", "init"])
 def test_same_weights_as_autograd(rule: str, off: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pruned = tickets(rule, off)
-    by_hand = training.train(pruned, RECIPE, DIGITS, [0, 1, 2])
+    by_hand = training.train(of_seeds(pruned, [0, 1, 2]), RECIPE, DIGITS)
     monkeypatch.setattr(steps, "covers", lambda *_: False)
-    by_autograd = training.train(pruned, RECIPE, DIGITS, [0, 1, 2])
+    by_autograd = training.train(of_seeds(pruned, [0, 1, 2]), RECIPE, DIGITS)
     for one, other in zip(by_hand, by_autograd, strict=True):
         for name, c in one.ticket.coefficients.items():
             assert torch.allclose(c, other.ticket.coefficients[name], rtol=0, atol=1e-13)
@@ -45,9 +46,9 @@ def test_same_weights_as_autograd(rule: str, off: str, monkeypatch: pytest.Monke
 def test_one_replicate_rounds_as_several_do() -> None:
     recipe = replace(RECIPE, precision="fp32")
     pruned = tickets("canonical", "zero", "lenet-300-100")
-    together = training.train(pruned, recipe, DIGITS, [0, 1, 2])
+    together = training.train(of_seeds(pruned, [0, 1, 2]), recipe, DIGITS)
     for seed, ticket in enumerate(pruned):
-        (alone,) = training.train([ticket], recipe, DIGITS, [seed])
+        (alone,) = training.train(of_seeds([ticket], [seed]), recipe, DIGITS)
         assert alone.history == together[seed].history
         for name, c in alone.ticket.coefficients.items():
             assert torch.equal(c, together[seed].ticket.coefficients[name])

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from replicates import of_seeds
 from torch import Tensor
 from torch.nn import functional as F
 
 from lthlib.basis import bases
-from lthlib.data import Dataset, load
+from lthlib.data import Dataset, load, pick_device
 from lthlib.errors import InputError
 from lthlib.masks.controls import random_masks
 from lthlib.models.architecture import architecture, build
@@ -22,7 +23,7 @@ from lthlib.ticket import Ticket, dense_ticket
 from lthlib.training.loop import Trained, _Job
 from lthlib.training.proximal import Penalty, rank, row_norms
 from lthlib.training.recipe import Recipe, parse_step
-from lthlib.training.train import evaluate, pick_device, train
+from lthlib.training.train import evaluate, train
 
 DIGITS = (1, 8, 8)
 LENET, CONV, RESNET = "lenet-24-16", "conv-2-w4", "resnet-8-w2"
@@ -32,7 +33,7 @@ SHORT = Recipe(learning_rate=0.05, weight_decay=1e-2, batch_size=32, epochs=1, e
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     # 5 batches an epoch, the last of 22.
-    return load("digits", train_size=150, validation_size=40)
+    return load("digits", train_size=150, validation_size=40, device="cpu")
 
 
 def make(name: str = LENET, rule: str = "canonical", density: float = 1.0, off: str = "zero", seed: int = 0) -> Ticket:
@@ -95,7 +96,7 @@ def by_hand(ticket: Ticket, recipe: Recipe, data: Dataset, seed: int) -> dict[st
 @pytest.mark.parametrize("name", [LENET, CONV, RESNET])
 def test_training_is_the_plain_loop_with_masked_gradients(name: str, density: float, digits: Dataset) -> None:
     ticket, recipe = make(name, density=density), replace(SHORT, epochs=2, precision="fp64")
-    [run] = train([ticket], recipe, digits, [7], device="cpu")
+    [run] = train(of_seeds([ticket], [7]), recipe, digits)
     expected = by_hand(ticket, recipe, digits, 7)
     for key, value in run.ticket.state().items():
         torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-12)
@@ -103,14 +104,14 @@ def test_training_is_the_plain_loop_with_masked_gradients(name: str, density: fl
 
 
 def test_statistics_of_batch_normalisation_are_used_in_evaluation(digits: Dataset) -> None:
-    [run] = train([make(RESNET)], SHORT, digits, [0], device="cpu")
+    [run] = train(of_seeds([make(RESNET)], [0]), SHORT, digits)
     module = build(run.ticket.architecture).eval()
     module.load_state_dict(run.ticket.state())
     assert int(run.ticket.rest["stem.1.num_batches_tracked"]) == 5
     images, labels = digits.normalised("validation"), digits.validation.labels
     with torch.no_grad():
         logits = module(images)
-    [found] = evaluate([run.ticket], digits, "validation", device="cpu")
+    [found] = evaluate([run.ticket], digits, "validation")
     assert found.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert found.accuracy == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
     assert run.history[-1]["validation_loss"] == pytest.approx(found.loss, rel=1e-6)
@@ -122,18 +123,18 @@ def test_statistics_of_batch_normalisation_are_used_in_evaluation(digits: Datase
 @pytest.mark.parametrize("name", [LENET, RESNET])
 def test_looking_at_the_validation_loss_changes_nothing(name: str, digits: Dataset) -> None:
     ticket = make(name, "dct", 0.5)
-    [often] = train([ticket], replace(SHORT, evaluations=5), digits, [0], device="cpu")
-    [once] = train([ticket], replace(SHORT, evaluations=1), digits, [0], device="cpu")
+    [often] = train(of_seeds([ticket], [0]), replace(SHORT, evaluations=5), digits)
+    [once] = train(of_seeds([ticket], [0]), replace(SHORT, evaluations=1), digits)
     assert often.ticket.digest() == once.ticket.digest()
     assert often.history[-1] | {"train_loss": 0} == once.history[-1] | {"train_loss": 0}
 
 
 def test_history_is_evenly_spaced_and_ends_with_the_final_ticket(digits: Dataset) -> None:
     recipe = replace(SHORT, epochs=4, evaluations=4, learning_rate=0.2)
-    runs = train([make(), make(seed=1)], recipe, digits, [0, 1], device="cpu")
+    runs = train(of_seeds([make(), make(seed=1)], [0, 1]), recipe, digits)
     for run in runs:
         assert [row["step"] for row in run.history] == [5, 10, 15, 20]
-        [found] = evaluate([run.ticket], digits, "validation", device="cpu")
+        [found] = evaluate([run.ticket], digits, "validation")
         assert run.history[-1]["validation_accuracy"] == found.accuracy
         assert run.history[-1]["validation_loss"] == pytest.approx(found.loss, rel=1e-6)
         losses = {row["step"]: row["validation_loss"] for row in run.history}
@@ -143,9 +144,9 @@ def test_history_is_evenly_spaced_and_ends_with_the_final_ticket(digits: Dataset
 
 @pytest.mark.parametrize("name", [CONV, RESNET, "vgg-11-w4", LENET])
 def test_small_networks_learn_digits(name: str) -> None:
-    data = load("digits", train_size=400, validation_size=100)
+    data = load("digits", train_size=400, validation_size=100, device="cpu")
     recipe = Recipe(learning_rate=0.05, batch_size=32, epochs=6, evaluations=1)
-    [run] = train([make(name, density=0.7)], recipe, data, [0], device="cpu")
+    [run] = train(of_seeds([make(name, density=0.7)], [0]), recipe, data)
     assert run.history[-1]["validation_accuracy"] > 60
 
 
@@ -184,7 +185,7 @@ def test_pruned_coefficients_are_held_at_their_initial_values(
 
 
 def pruned_stay(ticket: Ticket, recipe: Recipe, data: Dataset) -> None:
-    [run] = train([ticket], recipe, data, [0], snapshots=(3,), device="cpu")
+    [run] = train(of_seeds([ticket], [0]), recipe, data, snapshots=(3,))
     for trained in (run.ticket, run.snapshots[3]):
         for key, mask in ticket.masks.items():
             assert torch.equal(trained.masks[key], mask)
@@ -211,8 +212,8 @@ def test_penalties_leave_pruned_coefficients_where_they_are(
 ) -> None:
     ticket = make(name, rule, 0.5, off)
     recipe = replace(SHORT, state_in=state_in)  # type: ignore[arg-type]
-    [run] = train([ticket], recipe, digits, [0], penalty=penalty, device="cpu")
-    [free] = train([ticket], recipe, digits, [0], device="cpu")
+    [run] = train(of_seeds([ticket], [0]), recipe, digits, penalty=penalty)
+    [free] = train(of_seeds([ticket], [0]), recipe, digits)
     assert run.ticket.digest() != free.ticket.digest()
     for key, mask in ticket.masks.items():
         assert torch.equal(run.ticket.coefficients[key][~mask], ticket.effective_coefficients()[key][~mask])
@@ -223,7 +224,7 @@ def test_penalties_give_the_structure_that_they_are_for(digits: Dataset) -> None
     tickets, seeds = [make(), make(seed=1)], [0, 1]
 
     def weights(penalty: Penalty) -> list[Tensor]:
-        runs = train(tickets, recipe, digits, seeds, penalty=penalty, device="cpu")
+        runs = train(of_seeds(tickets, seeds), recipe, digits, penalty=penalty)
         assert all(run.ticket.coefficients["5.weight"].all() for run in runs), "not on the output layer"
         return [run.ticket.weights()["1.weight"] for run in runs]
 
@@ -233,7 +234,7 @@ def test_penalties_give_the_structure_that_they_are_for(digits: Dataset) -> None
         assert 0 < int((row_norms(weight) == 0).sum()) < 24
     for weight in weights(Penalty("rank", rank=5)):
         assert torch.linalg.svdvals(weight.double())[5] < 1e-6
-    plain = [rank(run.ticket.weights()["1.weight"]) for run in train(tickets, recipe, digits, seeds, device="cpu")]
+    plain = [rank(run.ticket.weights()["1.weight"]) for run in train(of_seeds(tickets, seeds), recipe, digits)]
     assert min(plain) > 5
     for weight in weights(Penalty("nuclear", 2.5)):
         values = torch.linalg.svdvals(weight.double())
@@ -243,9 +244,9 @@ def test_penalties_give_the_structure_that_they_are_for(digits: Dataset) -> None
 
 def test_a_strength_of_zero_is_no_penalty(digits: Dataset) -> None:
     ticket = make("lenet-24-16", "dct", 0.5)
-    [free] = train([ticket], SHORT, digits, [0], device="cpu")
+    [free] = train(of_seeds([ticket], [0]), SHORT, digits)
     for penalty in (Penalty("l1"), Penalty("group")):
-        [run] = train([ticket], SHORT, digits, [0], penalty=penalty, device="cpu")
+        [run] = train(of_seeds([ticket], [0]), SHORT, digits, penalty=penalty)
         same(run, free)
 
 
@@ -264,7 +265,7 @@ def test_sgd_is_blind_to_the_basis(rule: str, fields: dict, digits: Dataset) -> 
     recipe = replace(EQUIVARIANCE, **fields)
     assert recipe.steps(len(digits.train.labels)) == 200
     exact = [in_double(make("lenet-48", "canonical"), chosen) for chosen in ("canonical", rule)]
-    canonical, turned = (train([ticket], recipe, digits, [0], device="cpu")[0] for ticket in exact)
+    canonical, turned = (train(of_seeds([ticket], [0]), recipe, digits)[0] for ticket in exact)
     assert difference(turned.ticket, canonical.ticket) < 1e-12
 
 
@@ -278,7 +279,7 @@ def in_double(ticket: Ticket, rule: str) -> Ticket:
 def test_adaptive_optimisers_see_the_basis(optimizer: str, digits: Dataset) -> None:
     recipe = replace(EQUIVARIANCE, optimizer=optimizer, learning_rate=1e-2)
     tickets = [in_double(make("lenet-48"), rule) for rule in ("canonical", "random")]
-    canonical, turned = train(tickets, recipe, digits, [0, 0], device="cpu")
+    canonical, turned = train(of_seeds(tickets, [0, 0]), recipe, digits)
     assert difference(turned.ticket, canonical.ticket) > 1e-2
 
 
@@ -291,7 +292,7 @@ def test_state_in_weights_is_state_in_coefficients_for_sgd_and_not_for_adam(digi
 
     def apart(recipe: Recipe) -> float:
         first, second = (
-            train([ticket], replace(recipe, state_in=where), digits, [0], device="cpu")[0]
+            train(of_seeds([ticket], [0]), replace(recipe, state_in=where), digits)[0]
             for where in ("coefficients", "weights")
         )
         assert not any(second.ticket.coefficients[key][~mask].any() for key, mask in masks.items())
@@ -304,7 +305,7 @@ def test_state_in_weights_is_state_in_coefficients_for_sgd_and_not_for_adam(digi
 def test_in_the_canonical_basis_there_is_one_place_for_the_state(digits: Dataset) -> None:
     recipe = replace(SHORT, optimizer="adam", learning_rate=1e-2)
     both = [
-        train([make(density=0.5)], replace(recipe, state_in=where), digits, [0], device="cpu")[0]
+        train(of_seeds([make(density=0.5)], [0]), replace(recipe, state_in=where), digits)[0]
         for where in ("coefficients", "weights")
     ]
     same(*both)
@@ -332,9 +333,7 @@ def test_a_replicate_does_not_see_its_neighbours(
     recipe = replace(SHORT, optimizer=optimizer, state_in=state_in, learning_rate=rate)  # type: ignore[arg-type]
 
     def runs(chosen: list[int]) -> list[Trained]:
-        return train(
-            [tickets[i] for i in chosen], recipe, digits, chosen, penalty=penalty, snapshots=(2,), device="cpu"
-        )
+        return train(of_seeds([tickets[i] for i in chosen], chosen), recipe, digits, penalty=penalty, snapshots=(2,))
 
     whole = runs([0, 1, 2, 3, 4])
     for chosen in ([0], [3], [4, 1], [3, 2, 1]):
@@ -346,30 +345,30 @@ def test_a_replicate_does_not_see_its_neighbours(
 @pytest.mark.parametrize("rule", ["canonical", "dct", "haar", "svd"])
 @pytest.mark.parametrize("fields", [{}, {"optimizer": "adam", "learning_rate": 1e-3, "state_in": "weights"}])
 def test_nor_where_the_last_batch_is_small(rest: int, rule: str, fields: dict[str, Any]) -> None:
-    data = load("digits", train_size=64 + rest, validation_size=40 + rest)
+    data = load("digits", train_size=64 + rest, validation_size=40 + rest, device="cpu")
     tickets = [make("lenet-37-3", rule, density, seed=seed) for seed, density in enumerate([1.0, 0.5, 0.2])]
     recipe = replace(SHORT, **fields)
-    whole = train(tickets, recipe, data, [0, 1, 2], device="cpu")
+    whole = train(of_seeds(tickets, [0, 1, 2]), recipe, data)
     for index, ticket in enumerate(tickets):
-        (alone,) = train([ticket], recipe, data, [index], device="cpu")
+        (alone,) = train(of_seeds([ticket], [index]), recipe, data)
         same(alone, whole[index])
 
 
 def test_evaluation_does_not_see_neighbours_either(digits: Dataset) -> None:
     tickets = [make("lenet-37-23", "dct", density, seed=seed) for seed, density in enumerate([1.0, 0.5, 0.3])]
     tickets.insert(1, make(CONV))
-    together = evaluate(tickets, digits, "test", device="cpu")
-    assert together == [evaluate([ticket], digits, "test", device="cpu")[0] for ticket in tickets]
+    together = evaluate(tickets, digits, "test")
+    assert together == [evaluate([ticket], digits, "test")[0] for ticket in tickets]
 
 
 def test_seeds_give_the_order_and_nothing_else_does(digits: Dataset) -> None:
     ticket = make()
-    first, again, other = train([ticket] * 3, SHORT, digits, [0, 0, 1], device="cpu")
+    first, again, other = train(of_seeds([ticket] * 3, [0, 0, 1]), SHORT, digits)
     same(first, again)
     assert first.ticket.digest() != other.ticket.digest()
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    [shaken] = train([ticket], SHORT, digits, [0], device="cpu")
+    [shaken] = train(of_seeds([ticket], [0]), SHORT, digits)
     same(shaken, first)
     assert torch.equal(torch.random.get_rng_state(), before), "the global generator is left alone"
 
@@ -384,33 +383,33 @@ def test_training_goes_on_from_a_step_in_schedule_and_order(
     # Without momentum nothing but the ticket carries over.
     recipe = replace(SHORT, momentum=0.0, schedule=schedule, epochs=3, evaluations=15, warmup_epochs=0.5)
     ticket = make(name, "dct", 0.5)
-    [whole] = train([ticket], recipe, data, [4], snapshots=(0, 5, 7, 15), device="cpu")
+    [whole] = train(of_seeds([ticket], [4]), recipe, data, snapshots=(0, 5, 7, 15))
     for start in (5, 7):
-        [rest] = train([whole.snapshots[start]], recipe, data, [4], start_step=start, snapshots=(15,), device="cpu")
+        [rest] = train(of_seeds([whole.snapshots[start]], [4]), recipe, data, start_step=start, snapshots=(15,))
         assert rest.ticket.digest() == whole.ticket.digest()
         assert rest.history == whole.history[start:]
     assert whole.snapshots[0].digest() == ticket.digest()
     assert whole.snapshots[15].digest() == whole.ticket.digest()
-    [nothing] = train([whole.ticket], recipe, data, [4], start_step=15, device="cpu")
+    [nothing] = train(of_seeds([whole.ticket], [4]), recipe, data, start_step=15)
     assert nothing.ticket.digest() == whole.ticket.digest()
     assert (nothing.history, nothing.early_stopping_step) == ([], 15)
 
 
 def test_a_snapshot_is_the_end_of_a_shorter_training(digits: Dataset) -> None:
     recipe = replace(SHORT, schedule="constant", epochs=3)
-    [long] = train([make(CONV, density=0.5)], recipe, digits, [0], snapshots=(5, 10), device="cpu")
+    [long] = train(of_seeds([make(CONV, density=0.5)], [0]), recipe, digits, snapshots=(5, 10))
     for epochs in (1, 2):
-        [short] = train([make(CONV, density=0.5)], replace(recipe, epochs=epochs), digits, [0], device="cpu")
+        [short] = train(of_seeds([make(CONV, density=0.5)], [0]), replace(recipe, epochs=epochs), digits)
         assert short.ticket.digest() == long.snapshots[5 * epochs].digest()
 
 
 def test_augmentation_changes_the_images_by_seed(digits: Dataset) -> None:
     crops = replace(digits, augmentation="crop-flip")
-    runs = [train([make(CONV)], SHORT, data, [seed], device="cpu")[0] for data, seed in ((digits, 0), (crops, 0))]
+    runs = [train(of_seeds([make(CONV)], [seed]), SHORT, data)[0] for data, seed in ((digits, 0), (crops, 0))]
     assert runs[0].ticket.digest() != runs[1].ticket.digest()
-    same(train([make(CONV)], SHORT, crops, [0], device="cpu")[0], runs[1])
-    stacked = train([make(), make()], SHORT, crops, [0, 1], device="cpu")
-    same(train([make()], SHORT, crops, [1], device="cpu")[0], stacked[1])
+    same(train(of_seeds([make(CONV)], [0]), SHORT, crops)[0], runs[1])
+    stacked = train(of_seeds([make(), make()], [0, 1]), SHORT, crops)
+    same(train(of_seeds([make()], [1]), SHORT, crops)[0], stacked[1])
 
 
 # ------------------------------------------------------------------------------------------------------------- store
@@ -424,11 +423,12 @@ class Counter:
         self.dies_at: int | None = None
         original = _Job.run
 
-        def counted(job: object, tickets: list[Ticket], seeds: list[int], *others: object) -> list[Trained]:
+        def counted(job: object, tickets: list[Ticket], *others: object) -> list[Trained]:
+            seeds = [ticket.seed for ticket in tickets]
             if self.dies_at in seeds:
                 raise KeyboardInterrupt
             self.trained += seeds
-            return original(job, tickets, seeds, *others)  # type: ignore[arg-type]
+            return original(job, tickets, *others)  # type: ignore[arg-type]
 
         monkeypatch.setattr(_Job, "run", counted)
 
@@ -438,12 +438,12 @@ def test_a_store_gives_back_what_was_trained(
     name: str, rule: str, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tickets = [make(name, rule, 0.5, seed=seed) for seed in range(4)]
-    fresh = train(tickets, SHORT, digits, range(4), snapshots=(0, 3), device="cpu")
+    fresh = train(of_seeds(tickets, range(4)), SHORT, digits, snapshots=(0, 3))
     counter, store = Counter(monkeypatch), Store(tmp_path)
 
     def stored(seeds: list[int]) -> list[Trained]:
         chosen = [tickets[seed] for seed in seeds]
-        return train(chosen, SHORT, digits, seeds, snapshots=(3, 0), device="cpu", store=store)
+        return train(of_seeds(chosen, seeds), SHORT, digits, snapshots=(3, 0), store=store)
 
     for seeds, computed in (([2, 0], [2, 0]), ([0, 1, 2, 3], [1, 3]), ([3, 2, 1, 0], [])):
         counter.trained.clear()
@@ -461,12 +461,12 @@ def test_networks_trained_in_turn_are_kept_in_turn(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)  # more than networks, so that each gets all of them
     counter.dies_at = 2
     with pytest.raises(KeyboardInterrupt):
-        train(tickets, SHORT, digits, range(4), device="cpu", store=store)
+        train(of_seeds(tickets, range(4)), SHORT, digits, store=store)
     assert counter.trained == [0, 1]
     counter.dies_at = None
-    resumed = train(tickets, SHORT, digits, range(4), device="cpu", store=store)
+    resumed = train(of_seeds(tickets, range(4)), SHORT, digits, store=store)
     assert counter.trained == [0, 1, 2, 3]
-    for run, fresh in zip(resumed, train(tickets, SHORT, digits, range(4), device="cpu"), strict=True):
+    for run, fresh in zip(resumed, train(of_seeds(tickets, range(4)), SHORT, digits), strict=True):
         same(run, fresh)
 
 
@@ -477,12 +477,12 @@ def test_networks_trained_beside_each_other_are_kept_and_do_not_depend_on_what_w
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     counter.dies_at = 3
     with pytest.raises(KeyboardInterrupt):
-        train(tickets, SHORT, digits, range(4), device="cpu", store=store)
+        train(of_seeds(tickets, range(4)), SHORT, digits, store=store)
     assert sorted(counter.trained) == [0, 1, 2]
     counter.dies_at = None
-    resumed = train(tickets, SHORT, digits, range(4), device="cpu", store=store)
+    resumed = train(of_seeds(tickets, range(4)), SHORT, digits, store=store)
     assert {3} <= set(counter.trained[3:]) <= {2, 3}  # what ran beside the one that died may be lost
-    for run, fresh in zip(resumed, train(tickets, SHORT, digits, range(4), device="cpu"), strict=True):
+    for run, fresh in zip(resumed, train(of_seeds(tickets, range(4)), SHORT, digits), strict=True):
         same(run, fresh)
 
 
@@ -491,16 +491,16 @@ def test_a_damaged_training_is_done_again(
     name: str, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tickets, store, counter = [make(density=0.5, seed=seed) for seed in range(3)], Store(tmp_path), Counter(monkeypatch)
-    runs = train(tickets, SHORT, digits, range(3), snapshots=(3,), device="cpu", store=store)
+    runs = train(of_seeds(tickets, range(3)), SHORT, digits, snapshots=(3,), store=store)
     [entry] = [
-        path.parent for path in tmp_path.glob("*/training.json") if f'"seed": {1}' in path.read_text(encoding="utf-8")
+        path.parent for path in tmp_path.glob("*/parameters.json") if f'"seed": {1}' in path.read_text(encoding="utf-8")
     ]
     content = bytearray((entry / name).read_bytes())
     content[len(content) // 2] ^= 1
     (entry / name).write_bytes(content)
     counter.trained.clear()
     with pytest.warns(UserWarning, match=r"is damaged .* computed anew"):
-        again = train(tickets, SHORT, digits, range(3), snapshots=(3,), device="cpu", store=store)
+        again = train(of_seeds(tickets, range(3)), SHORT, digits, snapshots=(3,), store=store)
     assert counter.trained == [1]
     for run, expected in zip(again, runs, strict=True):
         same(run, expected)
@@ -513,7 +513,7 @@ def test_a_key_is_all_that_fixes_a_result(tmp_path: Path, digits: Dataset) -> No
     def once(ticket: Ticket | None = None, recipe: Recipe = SHORT, data: Dataset = digits, **more: object) -> int:
         before = entries()
         seed = more.pop("seed", 0)
-        train([ticket or make()], recipe, data, [seed], device="cpu", store=Store(tmp_path), **more)  # type: ignore
+        train(of_seeds([ticket or make()], [seed]), recipe, data, store=Store(tmp_path), **more)  # type: ignore
         return entries() - before
 
     assert once() == 1
@@ -609,24 +609,22 @@ def test_a_recipe_that_means_nothing_is_refused(fields: dict, message: str) -> N
 
 
 def test_a_call_that_does_not_fit_is_refused(digits: Dataset) -> None:
-    with pytest.raises(InputError, match="2 tickets need as many seeds, found 1"):
-        train([make(), make()], SHORT, digits, [0])
     with pytest.raises(InputError, match="must share one architecture"):
-        train([make(), make(CONV)], SHORT, digits, [0, 0])
+        train(of_seeds([make(), make(CONV)], [0, 0]), SHORT, digits)
     with pytest.raises(InputError, match=r"start_step 6 is outside the training \(valid: 0 to 5\)"):
-        train([make()], SHORT, digits, [0], start_step=6)
+        train(of_seeds([make()], [0]), SHORT, digits, start_step=6)
     with pytest.raises(InputError, match=r"snapshot at step 2 is outside the training \(valid: 3 to 5\)"):
-        train([make()], SHORT, digits, [0], start_step=3, snapshots=(4, 2))
+        train(of_seeds([make()], [0]), SHORT, digits, start_step=3, snapshots=(4, 2))
     with pytest.raises(InputError, match="unknown split 'tset', did you mean 'test'"):
         evaluate([make()], digits, "tset")
     with pytest.raises(InputError, match="unknown precision 'half'"):
         evaluate([make()], digits, "test", precision="half")
     arch = architecture("lenet-9", (1, 4, 4), 10)
     other = dense_ticket(arch, initial_state(arch, 0))
-    for call in (lambda: train([other], SHORT, digits, [0]), lambda: evaluate([other], digits, "test")):
+    for call in (lambda: train(of_seeds([other], [0]), SHORT, digits), lambda: evaluate([other], digits, "test")):
         with pytest.raises(InputError, match=r"inputs \(1, 4, 4\) .* does not fit data set 'digits' .*\(1, 8, 8\)"):
             call()
-    assert train([], SHORT, digits, []) == []
+    assert train([], SHORT, digits) == []
 
 
 def test_divergence_names_ticket_and_step(digits: Dataset) -> None:
@@ -634,17 +632,17 @@ def test_divergence_names_ticket_and_step(digits: Dataset) -> None:
     wild = replace(wild, coefficients={key: c * 1e18 for key, c in wild.coefficients.items()})
     tickets = [make(density=0.5), wild, make(density=0.5, seed=2)]
     with pytest.raises(FloatingPointError, match=r"ticket of seed 8 \(density 0.5\) is nan at step 0"):
-        train(tickets, SHORT, digits, [7, 8, 9], device="cpu")
+        train(of_seeds(tickets, [7, 8, 9]), SHORT, digits)
     for penalty in (None, Penalty("nuclear", 0.1)):
         with pytest.raises(FloatingPointError, match=r"ticket of seed 3 \(density 1\) is (nan|inf) at step 1"):
-            train([make()], replace(SHORT, learning_rate=1e25), digits, [3], penalty=penalty, device="cpu")
+            train(of_seeds([make()], [3]), replace(SHORT, learning_rate=1e25), digits, penalty=penalty)
 
 
 def test_divergence_in_the_very_last_step_is_noticed(digits: Dataset, tmp_path: Path) -> None:
     recipe = replace(SHORT, epochs=0.2, learning_rate=1e38, momentum=0.0)
     assert recipe.steps(len(digits.train.labels)) == 1
     with pytest.raises(FloatingPointError, match=r"ticket of seed 0 .* at step 0"):
-        train([make()], recipe, digits, [0], device="cpu", store=Store(tmp_path))
+        train(of_seeds([make()], [0]), recipe, digits, store=Store(tmp_path))
     assert not list(tmp_path.glob("*/checksums.json"))
 
 
@@ -669,24 +667,23 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_half_precision_keeps_single_precision_weights(name: str, rule: str, digits: Dataset) -> None:
     recipe = replace(SHORT, epochs=6, weight_decay=0.0)
     ticket = make(name, rule, 0.8)
-    [full] = train([ticket], recipe, digits, [0], device="cpu")
-    [half] = train([ticket], replace(recipe, precision="bf16"), digits, [0], device="cpu")
+    [full] = train(of_seeds([ticket], [0]), recipe, digits)
+    [half] = train(of_seeds([ticket], [0]), replace(recipe, precision="bf16"), digits)
     assert {c.dtype for c in half.ticket.coefficients.values()} == {torch.float32}
     assert half.history[-1]["train_loss"] < 0.9 * half.history[0]["train_loss"]
     assert 1e-5 < difference(half.ticket, full.ticket) < 0.2
     for key, mask in ticket.masks.items():
         assert not half.ticket.coefficients[key][~mask].any()
     one, other = (
-        evaluate([full.ticket], digits, "validation", precision=precision, device="cpu")[0]
-        for precision in ("fp32", "bf16")
+        evaluate([full.ticket], digits, "validation", precision=precision)[0] for precision in ("fp32", "bf16")
     )
     assert other.loss == pytest.approx(one.loss, rel=0.05)
 
 
 def test_a_progress_bar_shows_and_changes_nothing(digits: Dataset, capsys: pytest.CaptureFixture) -> None:
-    [quiet] = train([make()], SHORT, digits, [0], device="cpu")
+    [quiet] = train(of_seeds([make()], [0]), SHORT, digits)
     assert capsys.readouterr().err == ""
-    [shown] = train([make()], SHORT, digits, [0], device="cpu", progress="dense")
+    [shown] = train(of_seeds([make()], [0]), SHORT, digits, progress="dense")
     assert "dense" in capsys.readouterr().err
     same(quiet, shown)
 
@@ -698,13 +695,13 @@ def test_cuda_gives_what_the_cpu_gives(name: str, rule: str, optimizer: str, dig
     data = replace(digits, augmentation="crop-flip")
     recipe = replace(SHORT, optimizer=optimizer, precision="fp64", learning_rate=0.01)
     ticket = make(name, rule, 0.5)
-    runs = [train([ticket], recipe, data, [0], snapshots=(3,), device=device)[0] for device in ("cpu", "cuda")]
+    runs = [train(of_seeds([ticket], [0]), recipe, data, snapshots=(3,))[0] for device in ("cpu", "cuda")]
     assert difference(runs[1].ticket, runs[0].ticket) < 1e-6
     for key, mask in ticket.masks.items():
         assert not runs[1].ticket.coefficients[key][~mask].any()
         assert runs[1].ticket.coefficients[key].device.type == "cpu"
     for precision in ("fp32", "bf16"):
-        [run] = train([ticket], replace(recipe, precision=precision), data, [0], device="cuda")
+        [run] = train(of_seeds([ticket], [0]), replace(recipe, precision=precision), data)
         assert math.isfinite(run.history[-1]["train_loss"])
-        [again] = train([ticket], replace(recipe, precision=precision), data, [0], device="auto")
+        [again] = train(of_seeds([ticket], [0]), replace(recipe, precision=precision), data)
         assert difference(again.ticket, run.ticket) < 0.05

@@ -15,6 +15,7 @@ import pytest
 import torch
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
+from replicates import of_seeds
 
 from lthlib.errors import InputError
 from lthlib.training.train import evaluate, train
@@ -159,7 +160,7 @@ def test_live_pruning_is_what_evaluating_the_masked_network_gives(bench: Bench) 
         facts = ticket_facts(bench, density=0.2, basis=basis, finder="trained magnitude", seed=1, layer="1.weight")
         pruned, rewound = bench.ticket(1, basis, "trained magnitude", 0.2)
         assert pruned.kept == rewound.kept == round(0.2 * pruned.prunable)
-        (expected,) = evaluate([pruned], bench.source.dataset, "validation", device="cpu")
+        (expected,) = evaluate([pruned], bench.source.dataset, "validation")
         assert facts.accuracy == pytest.approx(expected.accuracy, abs=0.4)
         assert facts.density == pruned.density
         assert f"{facts.accuracy:.1f} % of validation images" in facts.readout
@@ -265,7 +266,7 @@ def test_a_watched_training_is_the_plain_one(bench: Bench) -> None:
     source, seen = bench.source, []
     ticket = bench.ticket(0, "canonical", "snip", 0.1)[1]
     watched = train_watched(ticket, source.recipe, source.dataset, 0, lambda *at: seen.append(at), threading.Event())
-    (plain,) = train([ticket], source.recipe, source.dataset, [0], device="cpu")
+    (plain,) = train(of_seeds([ticket], [0]), source.recipe, source.dataset)
     assert watched.ticket.digest() == plain.ticket.digest()
     assert watched.history == plain.history
     total = source.recipe.steps(len(source.dataset.train.labels))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lthlib.workbook import cli, paths
+from lthlib import store as paths
+from lthlib.workbook import cli
 from lthlib.workbook import run as runner
 from lthlib.workbook.run import Outcome
 

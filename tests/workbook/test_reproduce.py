@@ -32,28 +32,29 @@ def kept(cells: list[dict]) -> list[str]:
     return [line for cell in cells[1:] for line in source(cell).splitlines()]
 
 
-END = "records = ledger(decisions)\nsave_metrics(table, out)\nsave_claims(records, out)"
+START, END = "results = Results()", "results.table(table)\nresults.verdicts(label)"
 
 
 def test_an_excerpt_is_what_the_decision_reads() -> None:
     found = notebook(
         "seeds = 5",
+        START,
         "import a\nfrom b import c, d\nimport unused",
         "one = a.run(seeds)\ntwo = c(one)\nthree = d(2)",
         "figure = a.plot(one)\nfigure",
         "rows = []\nfor part in one:\n    rows.append(part)\nlines = []\nfor part in two:\n    lines += [part]",
-        'decisions = [decide(claims["A"], rows), decide(claims["B"], lines)]',
-        'decisions.append(decide(claims["C"], three))',
+        'results.decide("A", rows)\nresults.decide("B", lines)',
+        'results.decide("C", three)',
         END,
     )
     assert kept(excerpt(found, "A", "ABC")) == [
-        *("import a", "one = a.run(seeds)", "rows = []", "for part in one:", "    rows.append(part)"),
-        *("decisions = [decide(claims['A'], rows)]", "records = ledger(decisions)", "save_claims(records, out)"),
+        *(START, "import a", "one = a.run(seeds)", "rows = []", "for part in one:", "    rows.append(part)"),
+        *("results.decide('A', rows)", "results.verdicts(label)"),
     ]
     lines = kept(excerpt(found, "B", "ABC"))
     assert "    lines += [part]" in lines
     assert "two = c(one)" in lines
-    assert kept(excerpt(found, "C", "ABC"))[1:3] == ["three = d(2)", "decisions = []"]
+    assert kept(excerpt(found, "C", "ABC"))[2:4] == ["three = d(2)", "results.decide('C', three)"]
     with pytest.raises(InputError, match=r"unknown claim of n 'D'"):
         excerpt(found, "D", "ABC")
 
@@ -61,29 +62,30 @@ def test_an_excerpt_is_what_the_decision_reads() -> None:
 def test_what_changes_a_table_in_place_is_kept_and_what_is_bound_anew_is_not() -> None:
     found = notebook(
         "seeds = 5",
+        START,
         "table = slow()\ntable = quick()\ntable['x'] = table['y'] * 2\ntable.attrs['z'] = 1\nx = [slow for slow in ()]",
         "slow = train()\nfor rule in [1]:\n    slow = table[rule]\n    table.loc[rule] = slow",
-        'decisions = []\nif len(table):\n    decisions.append(decide(claims["A"], table))',
+        'if len(table):\n    results.decide("A", table)',
         END,
     )
-    assert kept(excerpt(found, "A", "A"))[:-4] == [
-        *("table = quick()", "table['x'] = table['y'] * 2", "table.attrs['z'] = 1"),
-        *("for rule in [1]:", "    slow = table[rule]", "    table.loc[rule] = slow", "decisions = []"),
+    assert kept(excerpt(found, "A", "A"))[:-3] == [
+        *(START, "table = quick()", "table['x'] = table['y'] * 2", "table.attrs['z'] = 1"),
+        *("for rule in [1]:", "    slow = table[rule]", "    table.loc[rule] = slow"),
     ]
 
 
 def test_claims_named_by_a_variable_stay_with_their_kind() -> None:
     found = notebook(
         "seeds = 5",
-        "beats = {'A': 1, 'B': 2}\nfirst = train()\nsecond = train()",
-        "decisions = [decide(claims[name], first) for name in beats]",
-        "for name, value in {'C': second, 'D': 4}.items():\n    decisions.append(decide(claims[name], value))",
-        "decisions += [decide(claims['E'], 5)]",
+        START + "\nbeats = {'A': 1, 'B': 2}\nfirst = train()\nsecond = train()",
+        "for name in beats:\n    results.decide(name, first)",
+        "for name, value in {'C': second, 'D': 4}.items():\n    results.decide(name, value)",
+        "results.decide('E', 5)",
         END,
     )
     assert "first = train()" not in kept(excerpt(found, "C", "ABCDE"))
     assert "second = train()" in kept(excerpt(found, "D", "ABCDE"))
-    assert kept(excerpt(found, "E", "ABCDE"))[:2] == ["decisions = []", "decisions += [decide(claims['E'], 5)]"]
+    assert kept(excerpt(found, "E", "ABCDE"))[:2] == [START, "results.decide('E', 5)"]
     assert {"first = train()", "beats = {'A': 1, 'B': 2}"} <= set(kept(excerpt(found, "A", "ABCDE")))
 
 

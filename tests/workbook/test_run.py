@@ -13,11 +13,11 @@ import pytest
 from jupyter_client.kernelspec import KernelSpec
 
 from lthlib.errors import InputError
+from lthlib.store import project_path, project_root
 from lthlib.workbook import execution, manifest
 from lthlib.workbook import run as runner
 from lthlib.workbook.html import latex_html, markdown_html, mathml
 from lthlib.workbook.kernel import peak_memory
-from lthlib.store import project_path, project_root
 from lthlib.workbook.report import profile_folders, run_folders, write_index
 from lthlib.workbook.run import Outcome, Task, check_device, run_all, run_notebook
 

@@ -8,10 +8,9 @@ import torch
 
 from lthlib.errors import InputError
 from lthlib.finders.controls import layerwise_shuffled
-from lthlib.finders.supermask import Supermask, find_supermasks, random_source
+from lthlib.finders.supermask import FinderArm, Supermask, find_supermasks, random_source
 from lthlib.finders.supermask_search import Task
 from lthlib.randomness import generator
-from lthlib.studies.supermask import FinderArm
 from lthlib.studies.supermask_planted import as_dataset, planted_network, planted_table, samples, search_settings
 from lthlib.theory.strong.planted import INPUTS, TASKS, compare, loss_of, outputs_of, scaled_to_fit, target
 from lthlib.training.recipe import Recipe

@@ -88,7 +88,7 @@ def test_existence_needs_more_width_for_less_error() -> None:
 
 
 def test_images_are_read_out_by_features_from_elsewhere(tmp_path: Path) -> None:
-    small = transfer.small(data.load("digits", train_size=400))
+    small = transfer.small(data.load("digits", train_size=400, device="cpu"))
     tasks = transfer.halves(small)
     assert [task.classes for task in tasks] == [5, 5]
     assert set(tasks[1].dataset.test.labels.tolist()) == set(range(5))
@@ -110,7 +110,7 @@ def test_images_are_read_out_by_features_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_reconstructed_architectures_hold_masks_and_biases() -> None:
-    small = transfer.small(data.load("digits", train_size=100))
+    small = transfer.small(data.load("digits", train_size=100, device="cpu"))
     rows = transfer.reconstructed_rows(small, [0], Recipe(epochs=1, learning_rate=0.01, optimizer="adam"))
     assert [(row["architecture"], row["arm"]) for row in rows] == [
         ("polynomial", "edge-popup"),
