@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lthlib.errors import InputError
-from lthlib.studies.universal import RELEASED_DESIGNS, RELEASED_PRUNINGS, errors_of, made, random_mask
+from lthlib.studies.universal import RELEASED_DESIGNS, RELEASED_PRUNINGS, errors_of, made, randomly_placed
 from lthlib.theory.universal import chains as networks
 from lthlib.theory.universal import construct as universal
 from lthlib.theory.universal import piecewise_linear as lines
@@ -233,8 +233,8 @@ def test_fourier_features_share_one_sine() -> None:
         universal.fourier_ticket(0, np.array([[-1]]), [0.0])
 
 
-def test_random_masks_keep_as_many_in_each_layer(powers: UniversalTicket) -> None:
-    other = random_mask(powers, 0)
+def test_randomly_placeds_keep_as_many_in_each_layer(powers: UniversalTicket) -> None:
+    other = randomly_placed(powers, 0)
     for (_, a), (_, b) in zip(powers.layers(), other.layers(), strict=True):
         assert a.keep.sum() + a.keep_bias.sum() == b.keep.sum() + b.keep_bias.sum()
 

@@ -47,7 +47,7 @@ def test_a_ticket_serves_its_family_and_controls_do_not() -> None:
     ticket = universal.polynomial_ticket(0)
     gap = universality.universality_gap(ticket.features, family, points)
     assert gap.sup < 10 * universal.power_sup_errors(ticket).max()
-    for control in (tables.random_mask(ticket, 0).features, universality.random_units(0, 4)):
+    for control in (tables.randomly_placed(ticket, 0).features, universality.random_units(0, 4)):
         assert universality.universality_gap(control, family, points).sup > 5 * gap.sup
 
 
