@@ -17,7 +17,7 @@ from lthlib.theory.subset_sum.solve import solve
 from lthlib.theory.universal import construct as universal
 from lthlib.theory.universal import piecewise_linear as lines
 from lthlib.theory.universal import universality
-from lthlib.theory.universal.chains import UniversalTicket
+from lthlib.theory.universal.chains import Layer, UniversalTicket
 from lthlib.theory.universal.construct import Design
 from lthlib.theory.universal.deep_source import deep_errors
 from lthlib.theory.universal.univariate import RELEASED, BlockPruning
@@ -208,22 +208,19 @@ def dimension_rows(seeds: Sequence[int], dimensions: Sequence[int], folder: Path
 # --- readouts ---
 
 
-def random_mask(ticket: UniversalTicket, seed: int) -> UniversalTicket:
+def randomly_placed(ticket: UniversalTicket, seed: int) -> UniversalTicket:
     """The same source with as many kept in every layer, but at random places."""
     source = generator(seed, "random universal mask")
-    stages = []
-    for stage in ticket.stages:
-        chains = []
-        for chain in stage.chains:
-            layers = []
-            for layer in chain:
-                order = torch.randperm(layer.parameters, generator=source).numpy()
-                flat = np.zeros(layer.parameters, bool)
-                flat[order[: int(layer.keep.sum() + layer.keep_bias.sum())]] = True
-                size = layer.weight.size
-                layers.append(replace(layer, keep=flat[:size].reshape(layer.keep.shape), keep_bias=flat[size:]))
-            chains.append(tuple(layers))
-        stages.append(replace(stage, chains=tuple(chains)))
+
+    def shuffled(layer: Layer) -> Layer:
+        order = torch.randperm(layer.parameters, generator=source).numpy()
+        kept = np.zeros(layer.parameters, bool)
+        kept[order[: int(layer.keep.sum() + layer.keep_bias.sum())]] = True
+        return layer.masked(kept)
+
+    stages = [
+        replace(stage, chains=tuple(tuple(map(shuffled, chain)) for chain in stage.chains)) for stage in ticket.stages
+    ]
     return replace(ticket, stages=tuple(stages))
 
 
@@ -257,7 +254,7 @@ def gap_rows(seeds: Sequence[int], functions: int, folder: Path, points: int = l
         for name, family in families(functions).items():
             ticket = waves if name == "waves" else powers
             exact = universality.exact_waves(*bank) if name == "waves" else universality.exact_powers(4)
-            arms = {"ticket": ticket.features, "exact basis": exact, "random mask": random_mask(ticket, seed).features,
+            arms = {"ticket": ticket.features, "exact basis": exact, "random mask": randomly_placed(ticket, seed).features,
                     "random features": universality.random_units(seed, 4)}  # fmt: skip
             for arm, features in arms.items():
                 gap = universality.universality_gap(features, family, grid)

@@ -45,11 +45,8 @@ class SubsetSearch:
     shared: bool = True
 
     def __post_init__(self) -> None:
-        for kind, value, valid in (
-            ("method", self.method, METHODS),
-            ("law", self.law, LAWS),
-            ("choice", self.choice, CHOICES),
-        ):
+        names = {"method": (self.method, METHODS), "law": (self.law, LAWS), "choice": (self.choice, CHOICES)}
+        for kind, (value, valid) in names.items():
             if value not in valid:
                 raise unknown(kind, value, valid)
         most = MOST_CANDIDATES if self.method in ("nearest", "greedy") else LARGEST_N

@@ -15,9 +15,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import models, register_model
 
+from lthlib.theory.subset_sum.solve import Array
+
 LANES = 8
 
-Array = np.ndarray[Any, Any]
 Vector = Any  # what compiled code sees as `lanes`
 
 intrinsic: Any = _intrinsic  # its functions are called with fewer arguments than they are written with

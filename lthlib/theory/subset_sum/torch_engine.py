@@ -6,13 +6,12 @@ list is its mask), one of them sorted, the other's complements searched in it. B
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Array = np.ndarray[Any, Any]
+from lthlib.theory.subset_sum.solve import Array
 
 CPU_BYTES = 1 << 28  # held at a time on a CPU; on a GPU a quarter of what is free
 

@@ -19,8 +19,7 @@ import torch
 from lthlib.errors import InputError, unknown
 from lthlib.randomness import generator
 from lthlib.store import write_atomically
-
-Array = np.ndarray[Any, Any]
+from lthlib.theory.subset_sum.solve import Array
 
 LAWS = ("uniform", "normal", "mixture")
 WEIGHT_SPREAD = 2.0  # weights U[-2, 2], biases U[-1, 1]: the draws of RelationalML/UniversalLT
@@ -39,6 +38,11 @@ class Layer:
     def parameters(self) -> int:
         """All weights and biases of the source layer."""
         return int(self.weight.size + self.bias.size)
+
+    def masked(self, kept: Array) -> "Layer":
+        """The layer with what is kept (parameters,), bool: weights row by row, then biases."""
+        size = self.weight.size
+        return replace(self, keep=kept[:size].reshape(self.keep.shape), keep_bias=kept[size:])
 
     def preactivation(self, inputs: Array) -> Array:
         """The masked layer on inputs (points, in): (points, out)."""
@@ -335,12 +339,11 @@ def _assemble(description: dict[str, Any], bits: dict[str, Array]) -> UniversalT
         chains = []
         for copy, widths in enumerate(entry["widths"]):
             chain = draw_chain(description["seed"], copy_purpose(entry["purpose"], copy), widths, description["law"])
-            masked = []
-            for number, layer in enumerate(chain):
-                flat = np.unpackbits(bits[f"{entry['purpose']}/{copy}/{number}"], count=layer.parameters).astype(bool)
-                keep = flat[: layer.weight.size].reshape(layer.weight.shape)
-                masked.append(replace(layer, keep=keep, keep_bias=flat[layer.weight.size :]))
-            chains.append(tuple(masked))
+            kept = (
+                np.unpackbits(bits[f"{entry['purpose']}/{copy}/{number}"], count=layer.parameters).astype(bool)
+                for number, layer in enumerate(chain)
+            )
+            chains.append(tuple(layer.masked(flat) for layer, flat in zip(chain, kept, strict=True)))
         stages.append(ChainStage(entry["purpose"], entry["kind"], tuple(chains), entry["rectified"]))
     ticket = (description["seed"], description["law"], description["inputs"], tuple(stages))
     return UniversalTicket(*ticket, tuple(description["failures"]))

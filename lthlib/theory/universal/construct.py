@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lthlib.errors import InputError
+from lthlib.theory.subset_sum.solve import Array
 from lthlib.theory.universal import piecewise_linear as lines
 from lthlib.theory.universal.chains import Chain, ChainStage, UniversalTicket, copy_purpose, draw_chain
 from lthlib.theory.universal.piecewise_linear import UnivariateFunction
@@ -26,8 +27,6 @@ from lthlib.theory.universal.univariate import (
     subsets,
     univariate_block,
 )
-
-Array = np.ndarray[Any, Any]
 
 POLYNOMIAL_GOAL = 6e-4  # the supremum error for each power
 SINE_GOAL = 1.1e-2

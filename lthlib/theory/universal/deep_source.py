@@ -8,15 +8,13 @@ candidates at the same width. (Our construction; the paper's constants could not
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from lthlib.errors import InputError
-from lthlib.theory.subset_sum.solve import LARGEST_N, solve
+from lthlib.theory.subset_sum.solve import LARGEST_N, Array, solve
 from lthlib.theory.universal.chains import Chain, draw_chain, run_chain
 
-Array = np.ndarray[Any, Any]
 Path = tuple[tuple[int, int], ...]  # (layer, row) and its column follow from the path's previous unit
 
 

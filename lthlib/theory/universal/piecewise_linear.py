@@ -9,13 +9,12 @@ to rounding: what pruning adds is measured in `theory.universal`.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lthlib.errors import InputError, unknown
+from lthlib.theory.subset_sum.solve import Array
 
-Array = np.ndarray[Any, Any]
 Map = Callable[[Array], Array]
 
 GRID = 10_001  # points at which a supremum is taken, and the knots beside

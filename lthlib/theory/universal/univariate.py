@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from lthlib.errors import InputError, unknown
-from lthlib.theory.subset_sum.solve import LARGEST_N, solve
+from lthlib.theory.subset_sum.solve import LARGEST_N, Array, solve
 from lthlib.theory.universal import piecewise_linear as lines
 from lthlib.theory.universal.chains import Chain, Layer, live_part, run_chain
 from lthlib.theory.universal.piecewise_linear import UnivariateFunction
-
-Array = np.ndarray[Any, Any]
 
 INNER = ("single", "subset")
 REFITS = ("each", "once", "off")
@@ -70,14 +68,7 @@ class BlockPruning:
 
 
 RELEASED = BlockPruning(
-    tolerance=2e-6,
-    inner="subset",
-    refit="once",
-    mode="best",
-    pool=30,
-    share=False,
-    placement="uniform",
-    values="interpolated",
+    2e-6, inner="subset", refit="once", mode="best", pool=30, share=False, placement="uniform", values="interpolated"
 )
 
 

@@ -8,16 +8,15 @@ its numbers are counted.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from lthlib.errors import InputError
 from lthlib.randomness import generator
+from lthlib.theory.subset_sum.solve import Array
 from lthlib.theory.universal.piecewise_linear import GRID
 
-Array = np.ndarray[Any, Any]
 Features = Callable[[Array], Array]
 
 

@@ -104,17 +104,17 @@ def test_only_planted_weights_differ_from_the_random_network(task):
 
 
 def test_planting_repeats_by_seed_and_scales_its_output_on_demand():
-    one, same, other = (
+    first, same, other = (
         planted_network("helix", 3, 40, 1),
         planted_network("helix", 3, 40, 1),
         planted_network("helix", 3, 40, 2),
     )
-    assert one.source.digest() == same.source.digest() != other.source.digest()
-    assert one.ticket.digest() == same.ticket.digest()
+    assert first.source.digest() == same.source.digest() != other.source.digest()
+    assert first.ticket.digest() == same.ticket.digest()
     full = planted_network("helix", 3, 40, 1, output_scale=1.0, dtype=torch.float64)
     x = uniform("helix")
     torch.testing.assert_close(outputs_of(full.ticket, x.view(-1, 1, 1, 1)), full.target(x), rtol=1e-9, atol=1e-10)
-    assert full.output_scale == 1.0 != one.output_scale
+    assert full.output_scale == 1.0 != first.output_scale
 
 
 # ------------------------------------------------------------------------------------------------------------ verdicts

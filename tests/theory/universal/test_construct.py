@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lthlib.errors import InputError
-from lthlib.studies.universal import RELEASED_DESIGNS, RELEASED_PRUNINGS, errors_of, made, random_mask
+from lthlib.studies.universal import RELEASED_DESIGNS, RELEASED_PRUNINGS, errors_of, made, randomly_placed
 from lthlib.theory.universal import chains as networks
 from lthlib.theory.universal import construct as universal
 from lthlib.theory.universal import piecewise_linear as lines
@@ -46,9 +46,9 @@ def test_release_settings_give_the_release_figures() -> None:
     published = {"polynomials": [5.98e-4, 5.83e-4, 9.09e-4, 1.11e-3], "sine": [1.12e-2]}
     for kind, most, near in (("polynomials", 1126, 0.2), ("sine", 436, 0.02)):
         options = {"design": RELEASED_DESIGNS[kind], "pruning": RELEASED_PRUNINGS[kind]}
-        found = [made(kind, seed, **options) for seed in range(5)]
-        assert np.median([ticket.kept for ticket in found]) <= most
-        errors = np.median([errors_of(kind, ticket) for ticket in found], axis=0)
+        tickets = [made(kind, seed, **options) for seed in range(5)]
+        assert np.median([ticket.kept for ticket in tickets]) <= most
+        errors = np.median([errors_of(kind, ticket) for ticket in tickets], axis=0)
         assert errors == pytest.approx(published[kind], rel=near)
         assert errors.max() <= 1.2 * published["polynomials"][3] or kind == "sine"
 
@@ -62,7 +62,9 @@ def test_masked_source_effective_net_and_module_agree(powers: UniversalTicket) -
     assert np.abs(full - module).max() < 1e-12
 
 
-@pytest.mark.parametrize("function", [lines.minus_log(4), lines.decay(), lines.sine()], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "function", [lines.minus_log(4), lines.decay(), lines.sine()], ids=lambda function: function.name
+)
 def test_effective_sum_of_ramps_is_the_masked_source(function: lines.UnivariateFunction) -> None:
     chain = Design((12,)).chain(3, "test", "uniform")
     block = univariate.univariate_block(chain, function, 12, BlockPruning(tolerance=1e-3))
@@ -181,10 +183,10 @@ def test_error_budget_is_never_exceeded() -> None:
         moved = tuple(
             replace(
                 layer,
-                weight=layer.weight + one * rng.choice([-1, 1], layer.weight.shape),
-                bias=layer.bias + one * rng.choice([-1, 1], layer.bias.shape),
+                weight=layer.weight + limit * rng.choice([-1, 1], layer.weight.shape),
+                bias=layer.bias + limit * rng.choice([-1, 1], layer.bias.shape),
             )
-            for layer, one in zip(chain, budget, strict=True)
+            for layer, limit in zip(chain, budget, strict=True)
         )
         assert np.abs(networks.run_chain(moved, t) - exact).max() <= eps
 
@@ -231,8 +233,8 @@ def test_fourier_features_share_one_sine() -> None:
         universal.fourier_ticket(0, np.array([[-1]]), [0.0])
 
 
-def test_random_masks_keep_as_many_in_each_layer(powers: UniversalTicket) -> None:
-    other = random_mask(powers, 0)
+def test_randomly_placeds_keep_as_many_in_each_layer(powers: UniversalTicket) -> None:
+    other = randomly_placed(powers, 0)
     for (_, a), (_, b) in zip(powers.layers(), other.layers(), strict=True):
         assert a.keep.sum() + a.keep_bias.sum() == b.keep.sum() + b.keep_bias.sum()
 

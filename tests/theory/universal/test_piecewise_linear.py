@@ -17,13 +17,13 @@ def test_uniform_bounds_are_the_specified_ones() -> None:
     assert lines.uniform_bound(sine(), 21) == pytest.approx(1.12e-2, rel=0.01)
     for function in (minus_log(), decay(), sine()):
         for pieces in (7, 21):
-            found = line_error(function, knots(function, pieces, "uniform"), "interpolated")
-            assert found <= lines.uniform_bound(function, pieces) * (1 + 1e-9)
+            error = line_error(function, knots(function, pieces, "uniform"), "interpolated")
+            assert error <= lines.uniform_bound(function, pieces) * (1 + 1e-9)
 
 
 def test_equidistributed_rates_are_the_specified_ones() -> None:
-    found = [lines.equidistributed_rate(function, 1) for function in (minus_log(), decay(4, 0), sine())]
-    assert found == pytest.approx([0.060, 0.281, 2.87], rel=0.01)
+    rates = [lines.equidistributed_rate(function, 1) for function in (minus_log(), decay(4, 0), sine())]
+    assert rates == pytest.approx([0.060, 0.281, 2.87], rel=0.01)
 
 
 @pytest.mark.parametrize("function", [decay(), sine()], ids=lambda function: function.name)
@@ -60,8 +60,8 @@ def test_powers_in_exact_arithmetic(
 
 def test_sine_in_exact_arithmetic() -> None:
     assert line_error(sine(), knots(sine(), 21, "uniform"), "interpolated") == pytest.approx(1.114e-2, rel=0.01)
-    found = [line_error(sine(), knots(sine(), pieces)) for pieces in (13, 16, 21)]
-    assert found == pytest.approx([1.08e-2, 9.6e-3, 4.1e-3], rel=0.05)
+    errors = [line_error(sine(), knots(sine(), pieces)) for pieces in (13, 16, 21)]
+    assert errors == pytest.approx([1.08e-2, 9.6e-3, 4.1e-3], rel=0.05)
 
 
 def test_sawtooth_errors_and_parameters() -> None:
