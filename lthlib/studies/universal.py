@@ -254,8 +254,12 @@ def gap_rows(seeds: Sequence[int], functions: int, folder: Path, points: int = l
         for name, family in families(functions).items():
             ticket = waves if name == "waves" else powers
             exact = universality.exact_waves(*bank) if name == "waves" else universality.exact_powers(4)
-            arms = {"ticket": ticket.features, "exact basis": exact, "random mask": randomly_placed(ticket, seed).features,
-                    "random features": universality.random_units(seed, 4)}  # fmt: skip
+            arms = {
+                "ticket": ticket.features,
+                "exact basis": exact,
+                "random mask": randomly_placed(ticket, seed).features,
+                "random features": universality.random_units(seed, 4),
+            }
             for arm, features in arms.items():
                 gap = universality.universality_gap(features, family, grid)
                 rows.append({"arm": arm, "family": name, "seed": seed, "sup": gap.sup, "rms": gap.rms,
