@@ -254,7 +254,8 @@ def gap_rows(seeds: Sequence[int], functions: int, folder: Path, points: int = l
         for name, family in families(functions).items():
             ticket = waves if name == "waves" else powers
             exact = universality.exact_waves(*bank) if name == "waves" else universality.exact_powers(4)
-            arms = {"ticket": ticket.features, "exact basis": exact, "random mask": randomly_placed(ticket, seed).features,
+            control = randomly_placed(ticket, seed)
+            arms = {"ticket": ticket.features, "exact basis": exact, "random mask": control.features,
                     "random features": universality.random_units(seed, 4)}  # fmt: skip
             for arm, features in arms.items():
                 gap = universality.universality_gap(features, family, grid)
