@@ -1,6 +1,6 @@
 """Equivariant tickets: prune coefficients of an equivariant source in its basis, and it stays equivariant exactly.
 
-Sources and targets are layers of `strong_sources` that commute with a group: "sets" with permutations of the members
+Sources and targets are layers of `models.layers` that commute with a group: "sets" with permutations of the members
 (two basis elements: the identity and the mean), "cyclic" with shifts (one a tap). Pruning such coefficients is Ferbach
 et al. (ICLR 2023); pruning entries of the matrices that they stand for is the control, and breaks the symmetry.
 """
