@@ -68,7 +68,7 @@ def error_rows(
     for kind, p in (found | dict(given or {})).items():
         for density in densities:
             s = max(1, kept_count(density, p.numel()))
-            pi = sketching.inclusion_probabilities(p, s)
+            pi = sketching.poisson_probabilities(p, s)
             for mask in masks:
                 if mask == "top-k" and kind == "uniform":
                     continue
@@ -221,7 +221,7 @@ def one_layer_identity(ticket: Ticket) -> float:
     return float((score["1.weight"] / score["1.weight"].sum() - weight.abs() / weight.abs().sum()).abs().max())
 
 
-def slopes(rows: pd.DataFrame) -> dict[str, list[float]]:
+def error_slopes(rows: pd.DataFrame) -> dict[str, list[float]]:
     """For each preparation and init of `error_rows`: slope of log(error) on log(s), plus 1, one number a seed."""
     found: dict[str, list[float]] = {}
     for (features, init, _), part in rows.groupby(["features", "init", "seed"]):
