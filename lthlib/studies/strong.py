@@ -65,7 +65,7 @@ def targets(
     *,
     store: Store | None = None,
 ) -> list[Trained]:
-    """Trained target networks, one a seed: a model's name, or a text of `strong_sources` (layers joined by dashes)."""
+    """Trained target networks, one a seed: a model's name, or a text of `models.layers` (layers joined by dashes)."""
     shape, classes = dataset.input_shape, dataset.classes
     own = name.startswith(("flatten-", "conv")) and "linear" in name
     made = source(name, shape, classes) if own else architecture(name, shape, classes)
