@@ -165,7 +165,14 @@ def _outcome(runs: Sequence[Run], claim_id: str) -> str:
 def _row(run: Run, claim: dict[str, Any]) -> list[str]:
     low, high = map(short_number, claim["ci"])
     estimate = f"{short_number(claim['estimate'])} [{low}, {high}]"
-    return [_link(run, claim, "index.html"), plain(claim["claim"]), plain(claim["source"]), estimate, str(claim["n"]), claim["verdict"]]
+    return [
+        _link(run, claim, "index.html"),
+        plain(claim["claim"]),
+        plain(claim["source"]),
+        estimate,
+        str(claim["n"]),
+        claim["verdict"],
+    ]
 
 
 def _link(run: Run, claim: dict[str, Any], page: str) -> str:

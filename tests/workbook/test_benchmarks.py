@@ -106,7 +106,9 @@ def test_the_figures_go_into_their_pages_and_a_page_without_a_place_is_refused(t
     front.write_text(f"a\n{performance.SPEED_BEGIN}\nold\n{performance.SPEED_END}\nb")
     full.write_text(f"a\n{performance.BEGIN}\nold\n{performance.END}\nb")
     assert performance.write_pages(tmp_path) == [front, full]
-    assert all(text.read_text().startswith("a\n<!-- ") and text.read_text().endswith(" -->\nb") for text in (front, full))
+    assert all(
+        text.read_text().startswith("a\n<!-- ") and text.read_text().endswith(" -->\nb") for text in (front, full)
+    )
     assert len(performance.FRONT) == sum(line.startswith("| ") for line in front.read_text().splitlines()) - 2
     full.write_text("nothing")
     with pytest.raises(InputError, match="no place for the benchmarks"):
