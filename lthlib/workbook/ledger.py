@@ -153,11 +153,11 @@ def plain(text: str) -> str:
 
 
 def _outcome(runs: Sequence[Run], claim_id: str) -> str:
-    """One claim of a notebook's widest run with its verdict, then the counts of all its runs."""
-    run = max(runs, key=lambda run: (len(run.claims), run.profile == "mnist"), default=None)
-    claim = next((claim for claim in run.claims if claim["id"] == claim_id), None) if run else None
-    if claim is None:
+    """One claim with its verdict (on MNIST where it was kept), then the counts of all the notebook's runs."""
+    kept = [(run, claim) for run in runs for claim in run.claims if claim["id"] == claim_id]
+    if not kept:
         raise InputError(f"claim {claim_id!r} of front_page.yaml is in no kept run (valid: ids in results/README.md)")
+    run, claim = max(kept, key=lambda pair: pair[0].profile == "mnist")
     counts = "; ".join(f"{run.profile} {' / '.join(map(str, verdict_counts([run]).values()))}" for run in runs)
     return f"{plain(claim['claim'])}: **{claim['verdict']}** ({_link(run, claim, 'results/index.html')}). {counts}"
 
