@@ -6,7 +6,13 @@
 #   ./run_all.sh notebooks              other arguments go on to `lth`: run, notebooks, report
 #   ./run_all.sh lab                    JupyterLab on notebooks/
 #   ./run_all.sh app                    the explorers as a page in the browser, on this machine only (fetches Voila)
-#   ./run_all.sh test                   lint, types, clean notebooks and tests; further arguments go on to pytest
+#   ./run_all.sh check                  lint, types, clean notebooks and unit tests: minutes
+#   ./run_all.sh test                   check, every notebook in the smoke profile, and the browser where Chromium is
+#   ./run_all.sh python FILE ...        the Python that all of these use
+#
+# Arguments after check go on to pytest beside its choice of the unit tests (check -k costs). Arguments after test
+# replace its choice: lint, then pytest with these alone (test tests/finders; test -m browser -n 0). Tests in a browser
+# and those of .ci/nightly run only where -m names them.
 #
 # The packages go into .venv, unless the active Python has them and lthlib from this folder. PYTHON=/path/to/python
 # chooses the Python that .venv is made with. Relative paths in arguments are relative to this folder.
@@ -68,25 +74,7 @@ set_up() {
   rm .venv/setting-up
 }
 
-case "${1:-}" in
--h | --help)
-  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
-  exit
-  ;;
-esac
-
-python=$(command -v python || command -v python3 || true)
-if [ -z "$python" ] || ! ready "$python" "${1:-}"; then
-  set_up
-  python=$PWD/.venv/bin/python
-fi
-
-case "${1:-}" in
-"")
-  exec "$python" -m lthlib.workbook.cli run --profile quick
-  ;;
-test)
-  shift
+lint() {
   "$python" -m ruff check .
   "$python" -m ruff format --check .
   "$python" -m mypy
@@ -95,7 +83,58 @@ test)
       --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets cell.metadata.execution" \
       notebooks/*.ipynb
   fi
-  exec "$python" -m pytest "$@"
+}
+
+# After the other tests and in one process: a browser beside others on every core waits. On a crowded machine it can
+# lose a key press once; what fails twice is broken.
+in_browser() {
+  "$python" -m pytest -m browser -n 0 -rs || "$python" -m pytest -m browser -n 0 -rs --last-failed
+}
+
+case "${1:-}" in
+-h | --help)
+  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+  exit
+  ;;
+esac
+
+python=$(command -v python || command -v python3 || true)
+extra=
+case "${1:-}" in check | test) extra=test ;; esac
+if [ -z "$python" ] || ! ready "$python" "$extra"; then
+  set_up
+  python=$PWD/.venv/bin/python
+fi
+
+case "${1:-}" in
+"")
+  exec "$python" -m lthlib.workbook.cli run --profile quick
+  ;;
+check)
+  shift
+  lint
+  exec "$python" -m pytest -m unit "$@"
+  ;;
+test)
+  shift
+  lint
+  if [ $# -gt 0 ]; then
+    exec "$python" -m pytest "$@"
+  fi
+  # The notebooks are executed once for both calls of pytest.
+  LTH_SMOKE=$(mktemp -d)
+  export LTH_SMOKE
+  trap 'rm -rf "$LTH_SMOKE"' EXIT
+  "$python" -m pytest -m "unit or notebook"
+  if command -v chromium chromium-browser google-chrome >/dev/null; then
+    in_browser
+  else
+    echo "No Chromium on the PATH (Debian: apt-get install chromium): the tests in a browser were left out" >&2
+  fi
+  ;;
+python)
+  shift
+  exec "$python" "$@"
   ;;
 lab)
   shift

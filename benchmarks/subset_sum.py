@@ -25,7 +25,7 @@ from lthlib import data
 from lthlib.models import architecture as models
 from lthlib.models.initial import initial_state
 from lthlib.theory.strong.construct import construct
-from lthlib.theory.strong.search import Search
+from lthlib.theory.strong.search import SubsetSearch
 from lthlib.theory.subset_sum.solve import Solution, empirical_constant, solve
 from lthlib.ticket import Ticket, dense_ticket
 from lthlib.training.recipe import Recipe
@@ -204,9 +204,9 @@ def accuracies(rows: list[Row], name: str, target: Ticket, images: data.Dataset,
 def real(rows: list[Row], name: str, target: Ticket, images: data.Dataset, exact: float) -> None:
     """The masked source itself, run forwards."""
     for label, search, goal in (
-        ("best", Search(candidates=21, eps=EPS), "<= 0.02"),
-        ("sparsest", Search(candidates=21, method="sparsest", eps=EPS, allow_empty=False), "<= 0.1"),
-        ("sparsest, empty allowed", Search(candidates=21, method="sparsest", eps=EPS), None),
+        ("best", SubsetSearch(candidates=21, eps=EPS), "<= 0.02"),
+        ("sparsest", SubsetSearch(candidates=21, method="sparsest", eps=EPS, allow_empty=False), "<= 0.1"),
+        ("sparsest, empty allowed", SubsetSearch(candidates=21, method="sparsest", eps=EPS), None),
     ):
         start = time.perf_counter()
         found = construct(target, search)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lthlib.errors import InputError
-from lthlib.models.architecture import Architecture, build
+from lthlib.models.architecture import Architecture, build, skeleton
 from lthlib.store import write_atomically
 from lthlib.ticket import Ticket
 from lthlib.training.network import is_linear
@@ -59,8 +59,8 @@ def dense(ticket: Ticket) -> Deployment:
     """The network with the ticket's weights baked in: dense layers, pruned weights as zeros."""
     module = build(ticket.architecture)
     module.load_state_dict(ticket.state())
-    architecture = vars(ticket.architecture) | {"input_shape": list(ticket.architecture.input_shape)}
-    return Deployment(module.eval(), {"architecture": architecture, "linear": {}, "factors": {}, "sparse": {}})
+    described = ticket.architecture.to_json()
+    return Deployment(module.eval(), {"architecture": described, "linear": {}, "factors": {}, "sparse": {}})
 
 
 @torch.no_grad()
@@ -229,12 +229,10 @@ def _fits_kernels(layer: nn.Linear) -> bool:
     return layer.out_features % 32 == 0 and layer.in_features % 64 == 0
 
 
-def construct(description: dict[str, Any]) -> nn.Module:
+def empty_module(description: dict[str, Any]) -> nn.Module:
     """The modules of a description, with no values yet (on the meta device)."""
-    architecture = description["architecture"]
-    shape = tuple(architecture["input_shape"])
+    module = skeleton(Architecture.from_json(description["architecture"]))
     with torch.device("meta"):
-        module = build(Architecture(architecture["name"], shape, architecture["classes"]))
         for name, (inputs, outputs) in description["linear"].items():
             module.set_submodule(name, nn.Linear(inputs, outputs))
         for name, r in description["factors"].items():
@@ -256,7 +254,7 @@ def save(found: Deployment, path: Path | str) -> None:
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
 
-def load(path: Path | str) -> nn.Module:
+def load_network(path: Path | str) -> nn.Module:
     """The network that `save` wrote, in eval mode; InputError for a file that is missing or something else."""
     from safetensors import SafetensorError, safe_open
 
@@ -264,7 +262,7 @@ def load(path: Path | str) -> nn.Module:
         with safe_open(str(path), framework="pt") as file:
             header = (file.metadata() or {})[HEADER]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        module = construct(json.loads(header))
+        module = empty_module(json.loads(header))
         module.load_state_dict(tensors, assign=True)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"{str(path)!r} is no network written by `lth export` ({error})") from error

@@ -17,7 +17,7 @@ import torch
 
 from lthlib.errors import InputError, unknown
 from lthlib.masks.controls import layerwise_shuffle
-from lthlib.models.architecture import Architecture, build, prunable
+from lthlib.models.architecture import Architecture, prunable, skeleton
 from lthlib.randomness import generator
 from lthlib.ticket import State, Ticket
 
@@ -51,7 +51,7 @@ def stages(architecture: Architecture) -> tuple[Stage, ...]:
     InputError for another family.
     """
     family = architecture.name.split("-")[0]
-    if ":" in architecture.name or family not in FAMILIES:
+    if architecture.is_own or family not in FAMILIES:
         raise unknown("family of an elastic ticket, model", architecture.name, (f"{one}-..." for one in FAMILIES))
     weights = [name.removesuffix(".weight") for name in prunable(architecture)]
     if family == "lenet":
@@ -72,8 +72,7 @@ def stages(architecture: Architecture) -> tuple[Stage, ...]:
 
 @lru_cache(maxsize=256)
 def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in build(architecture).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in skeleton(architecture).state_dict().items()}
 
 
 # ------------------------------------------------------------------------------------------- lists of one stage's units

@@ -22,9 +22,10 @@ from lthlib import basis as bases_room
 from lthlib.basis import Basis, bases
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
-from lthlib.models.architecture import Architecture, build, prunable
+from lthlib.models.architecture import Architecture, prunable, skeleton
 from lthlib.models.architecture import architecture as named_architecture
 from lthlib.models.initial import initial_state
+from lthlib.models.own import Factory
 from lthlib.randomness import generator
 from lthlib.store import write_atomically
 
@@ -154,11 +155,7 @@ class Ticket:
         # Modules may share storage (tied weights, views), which safetensors refuses.
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
         description = {
-            "architecture": {
-                "name": self.architecture.name,
-                "input_shape": list(self.architecture.input_shape),
-                "classes": self.architecture.classes,
-            },
+            "architecture": self.architecture.to_json(),
             "off": self.off,
             "shapes": {name: list(c.shape) for name, c in self.coefficients.items()},
             "bases": {name: basis.to_json() for name, basis in self.bases.items()},
@@ -227,9 +224,8 @@ def _assemble(description: dict, tensors: State) -> Ticket:
         prefix = f"basis/{name}/"
         parts = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         bases[name] = bases_room.from_json(description["bases"][name], parts)
-    architecture = description["architecture"]
     return Ticket(
-        architecture=Architecture(architecture["name"], tuple(architecture["input_shape"]), architecture["classes"]),
+        architecture=Architecture.from_json(description["architecture"]),
         bases=bases,
         coefficients=coefficients,
         masks=masks,
@@ -243,7 +239,7 @@ def _refuse_misfit(ticket: Ticket) -> None:
 
     A user's own model is not asked: a file must not choose what is imported.
     """
-    if ":" in ticket.architecture.name:
+    if ticket.architecture.is_own:
         return
     found = {name: tuple(mask.shape) for name, mask in ticket.masks.items()}
     if list(found.items()) != list(_prunable_shapes(ticket.architecture).items()):
@@ -254,8 +250,7 @@ def _refuse_misfit(ticket: Ticket) -> None:
 def _prunable_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     checked = named_architecture(architecture.name, architecture.input_shape, architecture.classes)
     # Without memory: the name may ask for any.
-    with torch.device("meta"):
-        module = build(checked)
+    module = skeleton(checked)
     shapes = module.state_dict()
     return {name: tuple(shapes[name].shape) for name in prunable(module)}
 
@@ -330,11 +325,12 @@ def initial_tickets(
 
 
 def tickets(
-    model: str | Architecture, data: Dataset, seeds: int | Sequence[int] = 5, scheme: str = "kaiming_normal"
+    model: str | Factory | Architecture, data: Dataset, seeds: int | Sequence[int] = 5, scheme: str = "kaiming_normal"
 ) -> list[Ticket]:
     """The dense tickets of a model for a data set, one a replicate: `seeds` are their number, or the seeds themselves.
 
-    `model` is a name, such as "lenet-300-100", or an `architecture` of the data's shape and classes.
+    `model` is a name, such as "lenet-300-100", a function or class of (input_shape, classes), or an `architecture` of
+    the data's shape and classes.
     """
     if not isinstance(model, Architecture):
         model = named_architecture(model, data.input_shape, data.classes)
@@ -377,11 +373,9 @@ def forward_of(ticket: Ticket, *, norm: str = "eval") -> Callable[[State, Tensor
     return forward
 
 
-@lru_cache(maxsize=8)
 def structure(architecture: Architecture, norm: str = "eval") -> nn.Module:
-    """The module without values, in evaluation mode; BatchNorm uses, with "reset" also stores, those of the batch."""
-    with torch.device("meta"):
-        module = build(architecture).eval()
+    """A module without values, in evaluation mode; BatchNorm uses, with "reset" also stores, those of the batch."""
+    module = skeleton(architecture).eval()
     for layer in module.modules():
         if isinstance(layer, _BatchNorm):
             layer.train(norm != "eval")

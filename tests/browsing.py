@@ -10,11 +10,13 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lthlib.widgets.explorer import Explorer
+from lthlib.workbook.excerpt import LEDGER, excerpt
+from lthlib.workbook.notebooks import read, source
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -59,6 +61,15 @@ def notebook(path: Path, cells: list[dict[str, Any]]) -> None:
     named = [{**cell, "id": cell.get("id", f"cell-{number}")} for number, cell in enumerate(cells)]
     book = {"cells": named, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     path.write_text(json.dumps(book))
+
+
+def explorer_cells(path: Path) -> list[dict[str, Any]]:
+    """The notebook's code cut down to what its explorer needs, as `lth reproduce` cuts it to what a claim needs."""
+    book = read(path)
+    cells = [cell for cell in book.cells if cell["cell_type"] == "code" and f"{LEDGER}(" not in source(cell)]
+    asked = replace(book, cells=(*cells, code(f"{LEDGER}(explorer)")))
+    *needed, _ = excerpt(asked, "explorer", ["explorer"])
+    return [*needed, code("display(explorer.static())\nexplorer")]
 
 
 # --- servers ---

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lthlib.workbook.export import Measured, export, honest
 
 from lthlib import deployment
 from lthlib.basis import svd
@@ -14,6 +13,7 @@ from lthlib.models.initial import initial_state
 from lthlib.ticket import Ticket, dense_ticket
 from lthlib.training.proximal import low_rank_mask
 from lthlib.workbook import export as deploying
+from lthlib.workbook.export import Measured, export, honest
 
 SHAPE = (1, 8, 8)
 
@@ -88,7 +88,7 @@ def test_every_form_computes_what_the_ticket_computes_and_survives_the_disk(
     found = FORMS[form](ticket)
     torch.testing.assert_close(outputs(found.module), expected(ticket), rtol=1e-4, atol=1e-4)
     deployment.save(found, tmp_path / "network.safetensors")
-    assert torch.equal(outputs(deployment.load(tmp_path / "network.safetensors")), outputs(found.module))
+    assert torch.equal(outputs(deployment.load_network(tmp_path / "network.safetensors")), outputs(found.module))
 
 
 def test_dead_units_are_gone() -> None:
@@ -188,7 +188,7 @@ def test_an_export_says_sizes_and_speeds(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match="no ticket file"):
         export(str(tmp_path / "none"), "csr", "x")
     with pytest.raises(InputError, match="is no network written by"):
-        deployment.load(tmp_path / "t.safetensors")
+        deployment.load_network(tmp_path / "t.safetensors")
 
 
 def test_where_sparsity_brings_nothing_it_is_said() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import lthlib
+
 PACKAGE = Path(__file__).parents[1] / "lthlib"
 FLOORS = (
     ("errors", "randomness", "rounding"),
@@ -66,11 +68,18 @@ def test_theory_never_trains_and_never_loads_data() -> None:
         assert {name.split(".")[0] for name in of_the_house(path)} & {"data", "elastic", "finders", "training"} == set()
 
 
-def test_a_study_imports_no_other_than_the_setting() -> None:
+# Studies that are parts of one notebook's.
+PARTS = {"connectivity": "elastic", "transfer": "universal", "supermask": "strong", "frontier": "beyond"}
+
+
+def notebook_of(study: str) -> str:
+    return PARTS.get(study.split("_", maxsplit=1)[0], study.split("_", maxsplit=1)[0])
+
+
+def test_a_study_imports_of_other_notebooks_only_the_setting() -> None:
     for path in sorted((PACKAGE / "studies").glob("*.py")):
-        notebook = path.stem.split("_")[0]
         others = {name.split(".")[1] for name in of_the_house(path) if name.startswith("studies.")}
-        assert {other for other in others if other.split("_")[0] != notebook} <= {"setting"}, path.name
+        assert {other for other in others if notebook_of(other) != notebook_of(path.stem)} <= {"setting"}, path.name
 
 
 def test_modules_import_each_other_in_one_direction() -> None:
@@ -82,10 +91,30 @@ def test_modules_import_each_other_in_one_direction() -> None:
     assert arrows == {}
 
 
-def test_a_public_name_has_one_home() -> None:
+def definitions() -> dict[str, list[str]]:
+    """Where each public function and class is defined."""
     homes = defaultdict(list)
     for path in MODULES:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                homes[node.name].append(str(path.relative_to(PACKAGE)))
-    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+                homes[node.name].append(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+    return homes
+
+
+def test_a_public_name_has_one_home() -> None:
+    homes = definitions()
+    rooms = {name: {place.partition(".")[0] for place in places} - {"workbook"} for name, places in homes.items()}
+    below = {name for name, places in rooms.items() if len(places) > 1}
+    assert below == set(), "one name, one place below the workbook, whose files each have a `load`, `read` or `run`"
+    assert {name: homes[name] for name, room in lthlib.HOMES.items() if room not in homes[name]} == {}
+
+
+def test_the_face_knows_each_name_once_and_says_so_to_type_checkers() -> None:
+    face = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    typed = [node for part in face.body if isinstance(part, ast.If) for node in part.body]
+    told = {name.name: node.module for node in typed if isinstance(node, ast.ImportFrom) for name in node.names}
+    rooms = {name: f"lthlib.{room}".rpartition(".")[0] for name, room in lthlib.ROOMS.items() if name in told}
+    assert told == {name: f"lthlib.{room}" for name, room in lthlib.HOMES.items()} | rooms
+    assert all(getattr(lthlib, name) is not None for name in lthlib.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        lthlib.lod  # noqa: B018

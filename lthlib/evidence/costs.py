@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lthlib.errors import InputError, unknown
 from lthlib.finders.dynamic import DropAndGrow
-from lthlib.models.architecture import Architecture, build, prunable
+from lthlib.models.architecture import Architecture, build, prunable, with_factory
 from lthlib.training.loop import Trained
 from lthlib.training.recipe import Recipe
 
@@ -65,7 +65,7 @@ def dense_flops(architecture: Architecture) -> dict[str, Flops]:
 
     A user's own module may have products without a prunable tensor (attention): they are `OTHER`, present only then.
     """
-    return dict(_counted(architecture))
+    return dict(_counted(with_factory(architecture)))
 
 
 @lru_cache(maxsize=64)

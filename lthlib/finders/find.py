@@ -6,8 +6,9 @@ for all: the highest, or drawn in proportion to the scores, which is how the ske
 arXiv 2305.17559). Everything here works in any basis of the ticket in which the score makes sense.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
@@ -229,3 +230,20 @@ METHODS: dict[str, Method] = {
     "ntk-sketch": Method(ntk_sketch, options=("probes", *SCORED), needs_data=True),
 }
 NEEDS_DATA = tuple(name for name, method in METHODS.items() if method.needs_data)
+
+# Data-driven methods that are called "METHOD, noise" take Gaussian images and arbitrary labels: no data.
+NOISE = ", noise"
+
+
+def tickets_of(
+    method: str,
+    initial: Sequence[Ticket],
+    density: float,
+    dataset: Dataset,
+    **options: Any,
+) -> list[Ticket]:
+    """`finders.find` for each replicate; a `method` that ends in ", noise" is scored on N(0, 1) images."""
+    name = method.removesuffix(NOISE)
+    if name != method:
+        options = {"corruption": "gaussian"} | options
+    return [find(ticket, density, name, dataset, **options) for ticket in initial]

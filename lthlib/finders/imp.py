@@ -13,7 +13,7 @@ import torch
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
-from lthlib.masks.counts import counts_of
+from lthlib.masks.counts import counts_of, kept_count
 from lthlib.masks.topk import keep_top
 from lthlib.models.architecture import output_layer
 from lthlib.store import Store
@@ -227,3 +227,12 @@ def _continued(ticket: Ticket, run: Trained, rewound: Ticket) -> Ticket:
 
 
 # Controls: each takes a ticket and its seed and gives the arm that tells what in the ticket mattered.
+
+
+def after_training(dense: Sequence[Trained], density: float, start_step: int = 0) -> list[Ticket]:
+    """Magnitude pruning after training, rewound: the initial values under the mask of the largest trained weights."""
+    starts = [run.snapshots[start_step] for run in dense]
+    return [
+        start.with_masks(keep_top(scores, kept_count(density, start.prunable)))
+        for start, scores in zip(starts, magnitudes(dense), strict=True)
+    ]

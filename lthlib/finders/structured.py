@@ -19,7 +19,7 @@ from lthlib.basis import Basis, Kronecker, RowReflection, row_reflection, svd
 from lthlib.errors import InputError, unknown
 from lthlib.masks.counts import kept_count
 from lthlib.masks.topk import keep_top
-from lthlib.models.architecture import Architecture, build, multiply_accumulates, output_layer, prunable
+from lthlib.models.architecture import Architecture, multiply_accumulates, output_layer, prunable, skeleton
 from lthlib.models.networks import VGG, Conv, ResNet
 from lthlib.ticket import State, Ticket
 from lthlib.training.loop import Trained
@@ -42,8 +42,7 @@ def readers(architecture: Architecture) -> dict[str, str]:
     residual block the first convolution and the second. Where paths add up, units cannot go one by one. Raises
     InputError for a model of another structure.
     """
-    with torch.device("meta"):
-        module = build(architecture)
+    module = skeleton(architecture)
     names = prunable(architecture)
     if isinstance(module, ResNet):
         return {name: name.replace("conv1", "conv2") for name in names if name.endswith("conv1.weight")}

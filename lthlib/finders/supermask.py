@@ -8,7 +8,7 @@ of edge-popup and biprop it is called `prune_rate`, and is the fraction kept all
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -178,3 +178,42 @@ def _save(found: Found, folder: Path) -> None:
 def _load(folder: Path) -> Found:
     record = json.loads((folder / "search.json").read_text(encoding="utf-8"))
     return Found(ticket=Ticket.load(folder / "ticket.safetensors"), **record)
+
+
+@dataclass(frozen=True)
+class FinderArm:
+    """One finder of a table: its settings (density is the table's), its recipe and the source that it searches.
+
+    `scale_fan` scales the source's weights for each density; see `random_source` for `scheme` and `bias_scale`.
+    """
+
+    settings: Supermask
+    recipe: Recipe
+    scheme: str = "kaiming_normal"
+    scale_fan: bool = False
+    bias_scale: float = 0.0
+
+    def source(self, architecture: Architecture, seed: int, density: float) -> Ticket:
+        """The random network of one replicate."""
+        fan = density if self.scale_fan else 1.0
+        return random_source(architecture, seed, self.scheme, scale_fan=fan, bias_scale=self.bias_scale)
+
+
+def finder_arms(epochs: float, batch_size: int = 64, evaluations: int = 10) -> dict[str, FinderArm]:
+    """The finders of the notebook with their papers' settings, for searches of `epochs`.
+
+    Gem-Miner's rate is 5 instead of 0.1: its scores start all over [0, 1], and must cross it in so few steps.
+    """
+    recipes = {
+        name: replace(recipe, epochs=epochs, batch_size=batch_size, evaluations=evaluations)
+        for name, recipe in RECIPES.items()
+    }
+    popup, gem = recipes["edge-popup"], replace(recipes["gem-miner"], learning_rate=5.0)
+    return {
+        "edge-popup": FinderArm(Supermask("edge-popup"), popup),
+        "edge-popup, signed constant": FinderArm(Supermask("edge-popup"), popup, "signed_constant", scale_fan=True),
+        "edge-popup, biases": FinderArm(Supermask("edge-popup", prune_biases=True), popup, bias_scale=1.0),
+        "supermask": FinderArm(Supermask("supermask"), recipes["supermask"]),
+        "biprop": FinderArm(Supermask("biprop"), recipes["biprop"]),
+        "gem-miner": FinderArm(Supermask("gem-miner"), gem, "signed_constant"),
+    }

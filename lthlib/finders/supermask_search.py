@@ -21,7 +21,7 @@ from lthlib.data import Dataset, augment, augmentation_draws
 from lthlib.errors import InputError, unknown
 from lthlib.masks.counts import kept_count, uniform_counts
 from lthlib.masks.topk import Count, keep_top
-from lthlib.models.architecture import build
+from lthlib.models.architecture import skeleton
 from lthlib.randomness import generator, stream_seed
 from lthlib.ticket import State, Ticket
 from lthlib.training.optimizers import Optimizer
@@ -179,8 +179,7 @@ class Search:
         self.scores = {name: self._initial(name, tensor) for name, tensor in self.frozen.items()}
         self.removed: State = {}
         self.draws = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "supermask", "draws"))
-        with torch.device("meta"):
-            self.module: nn.Module = build(source.architecture)
+        self.module: nn.Module = skeleton(source.architecture)
 
     def _initial(self, name: str, tensor: Tensor) -> Tensor:
         draw = generator(self.seed, "supermask", "scores", name)

@@ -1,16 +1,22 @@
-"""Architectures by name: their modules, their initial states, and which of their weights are prunable."""
+"""Architectures: their modules, with values and without, and which of their weights are prunable."""
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from importlib import import_module
+from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lthlib.errors import InputError, unknown
+from lthlib.models.layers import module_of
 from lthlib.models.networks import CONVOLUTIONS_PER_STAGE, VGG, Conv, ResNet, _lenet
+from lthlib.models.own import Factory, import_factory, name_of, source_digest
+from lthlib.models.reconstructed import fourier, polynomial
 from lthlib.randomness import stream_seed
 
 VALID_MODELS = (
@@ -28,27 +34,77 @@ VALID_MODELS = (
     "vgg-19",
     "vgg-D-wWIDTH",
     "vgg-D-fcLAYERS[-wWIDTH]",
+    "linear",
+    "reconstructed-polynomial",
+    "reconstructed-fourier",
+    "layers-TEXT (such as layers-conv8k3x3-relu-flatten-linear10)",
     "package.module:function",
+    "a function or class of (input_shape, classes)",
 )
+# What saved tickets called our own builders before these had names.
+_ALIASES = {
+    "lthlib.theory.reconstructed:polynomial": "reconstructed-polynomial",
+    "lthlib.theory.reconstructed:fourier": "reconstructed-fourier",
+    "lthlib.models.reconstructed:polynomial": "reconstructed-polynomial",
+    "lthlib.models.reconstructed:fourier": "reconstructed-fourier",
+    "lthlib.evidence.sketching_tables:one_linear_layer": "linear",
+    "lthlib.studies.sketching:one_linear_layer": "linear",
+    "lthlib.theory.strong_sources:": "layers-",
+    "lthlib.theory.strong.sources:": "layers-",
+}
+_BUILDERS: dict[str, Factory] = {
+    "linear": lambda shape, classes: _lenet([], shape, classes),
+    "reconstructed-polynomial": polynomial,
+    "reconstructed-fourier": fourier,
+}
+_GLOBAL_GENERATOR = Lock()
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network's structure: `name` and the data's shape and classes. Make one with `architecture`, which checks it."""
+    """A network's structure: `name`, and the data's shape and classes. Make one with `architecture`, which checks it.
+
+    A user's own model is what its source is: `factory` makes it, and `source` digests the text that `factory` is made
+    from, so that one redefined under its old name is another architecture, in every comparison and cache.
+    """
 
     name: str
     input_shape: tuple[int, int, int]
     classes: int
+    factory: Factory | None = field(default=None, compare=False, repr=False)
+    source: str = ""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a user's own model, not one of those that are known by name."""
+        return ":" in self.name
+
+    def to_json(self) -> dict[str, Any]:
+        """A description for `from_json`."""
+        described = {"name": self.name, "input_shape": list(self.input_shape), "classes": self.classes}
+        return described | ({"source": self.source} if self.source else {})
+
+    @staticmethod
+    def from_json(described: Mapping[str, Any]) -> "Architecture":
+        """What `to_json` described, unchecked; imports nothing: an own model is looked up when its module is needed."""
+        name = described["name"]
+        for old, new in _ALIASES.items():
+            if name == old or (old.endswith(":") and name.startswith(old)):
+                name = new + name[len(old) :]
+        return Architecture(
+            name, tuple(described["input_shape"]), described["classes"], source=described.get("source", "")
+        )
 
 
-def architecture(name: str, input_shape: tuple[int, int, int], classes: int) -> Architecture:
-    """The architecture called `name` for images of `input_shape` (channels, height, width) and `classes` classes.
+def architecture(model: str | Factory, input_shape: tuple[int, int, int], classes: int) -> Architecture:
+    """The architecture `model` for images of `input_shape` (channels, height, width) and `classes` classes.
 
-    Names: `lenet-W1-W2-...` (`lenet` is `lenet-300-100`; LeCun et al. 1998), `conv-2|4|6[-wWIDTH]` (Frankle & Carbin,
-    arXiv 1803.03635, Figure 2), `resnet-D[-wWIDTH]` with D = 6n + 2 (He et al., arXiv 1512.03385, section 4.2),
+    Names: `linear`, `lenet-W1-W2-...` (`lenet` is `lenet-300-100`; LeCun et al. 1998), `conv-2|4|6[-wWIDTH]` (Frankle &
+    Carbin, arXiv 1803.03635, Figure 2), `resnet-D[-wWIDTH]` with D = 6n + 2 (He et al., arXiv 1512.03385, section 4.2),
     `vgg-11|13|16|19[-fcLAYERS][-wWIDTH]` with BatchNorm (arXiv 1409.1556; LAYERS linear layers after pooling, by
-    default one, as in arXiv 2103.16547), or `package.module:function`, a user's own factory
-    `function(input_shape, classes) -> nn.Module`.
+    default one, as in arXiv 2103.16547), `reconstructed-polynomial|fourier` (see `reconstructed`), `layers-TEXT` (see
+    `layers.module_of`). A user's own model is a function or class of (input_shape, classes) that gives an nn.Module, or
+    where it is imported from, `package.module:function`.
     Default widths are left out of the name, so that equal structures compare equal. Raises InputError.
     """
     shape = tuple(input_shape)
@@ -56,14 +112,41 @@ def architecture(name: str, input_shape: tuple[int, int, int], classes: int) -> 
         raise InputError(f"input_shape {input_shape!r} is not three positive integers (channels, height, width)")
     if not isinstance(classes, int) or classes < 2:
         raise InputError(f"classes {classes!r} is not an integer of at least 2")
-    checked = Architecture(_canonical(name), shape, classes)
-    if ":" in name:
-        _layout(checked)
+    if isinstance(model, nn.Module) or not (isinstance(model, str) or callable(model)):
+        raise InputError(
+            f"model is a {type(model).__name__} (valid: a name, or a function or class of (input_shape, classes) that "
+            "makes a torch.nn.Module)"
+        )
+    if isinstance(model, str) and ":" not in model:
+        checked = Architecture(_canonical(model), shape, classes)
+        if checked.name.startswith("layers-"):
+            skeleton(checked)
+        return checked
+    if isinstance(model, str):
+        named = Architecture.from_json({"name": model, "input_shape": shape, "classes": classes})
+        checked = with_factory(named) if named.is_own else architecture(named.name, shape, classes)
+    else:
+        checked = Architecture(name_of(model), shape, classes, model, source_digest(model))
+    _layout(checked)
     return checked
 
 
+def with_factory(architecture: Architecture) -> Architecture:
+    """The architecture as it is now: an own model of a loaded ticket with the factory that its name stands for.
+
+    Warns where the source is another than the ticket's; raises InputError where there is none of that name.
+    """
+    if not architecture.is_own or architecture.factory is not None:
+        return architecture
+    factory = import_factory(architecture.name)
+    source = source_digest(factory)
+    if architecture.source not in ("", source):
+        warnings.warn(f"model {architecture.name!r} has changed since its ticket was saved", stacklevel=3)
+    return replace(architecture, factory=factory, source=source)
+
+
 def _canonical(name: str) -> str:
-    if ":" in name:
+    if name in _BUILDERS or name.startswith("layers-"):
         return name
     if name == "lenet":
         return "lenet-300-100"
@@ -91,17 +174,47 @@ def build(architecture: Architecture) -> nn.Module:
     return _construct(architecture, 0)
 
 
+def skeleton(architecture: Architecture) -> nn.Module:
+    """The architecture's module without values, on the meta device: names, shapes and forward pass. It is the caller's.
+
+    An own model is built on the CPU first, because its constructor may compute with tensors or read their values; what
+    no state dict holds (plain attributes, buffers that are not persistent) keeps its values.
+    """
+    if architecture.is_own:
+        return deepcopy(_emptied(with_factory(architecture)))
+    with torch.device("meta"):
+        return _make(architecture)
+
+
+@lru_cache(maxsize=64)
+def _emptied(architecture: Architecture) -> nn.Module:
+    module = build(architecture)
+    for layer in module.modules():
+        for name, parameter in layer._parameters.items():
+            if parameter is not None:
+                layer._parameters[name] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        for name, buffer in layer._buffers.items():
+            if buffer is not None and name not in layer._non_persistent_buffers_set:
+                layer._buffers[name] = buffer.to("meta")
+    return module
+
+
 def _construct(architecture: Architecture, seed: int) -> nn.Module:
-    # Module constructors draw from PyTorch's global generator; forking keeps that invisible and reproducible.
-    with torch.random.fork_rng(devices=[]):
+    # Module constructors draw from PyTorch's global generator; forking keeps that invisible and reproducible, and one
+    # at a time keeps it so where several threads build.
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "init", "module"))
         return _make(architecture)
 
 
 def _make(architecture: Architecture) -> nn.Module:
     name, shape, classes = architecture.name, architecture.input_shape, architecture.classes
-    if ":" in name:
-        return _own(architecture)
+    if architecture.is_own:
+        return _checked(architecture, with_factory(architecture).factory)
+    if name in _BUILDERS:
+        return _checked(architecture, _BUILDERS[name])
+    if name.startswith("layers-"):
+        return _checked(architecture, lambda shape, classes: module_of(name.removeprefix("layers-"), shape, classes))
     family, *numbers = name.split("-")
     if family == "lenet":
         return _lenet([int(width) for width in numbers], shape, classes)
@@ -116,12 +229,14 @@ def _make(architecture: Architecture) -> nn.Module:
     return VGG(stages, width, shape[0], classes, sizes["fc"])
 
 
-def _own(architecture: Architecture) -> nn.Module:
-    """A user's own module, run once on zeros: that sizes lazy layers and shows what does not fit."""
+def _checked(architecture: Architecture, factory: Factory | None) -> nn.Module:
+    """The factory's module, run once on zeros: that sizes lazy layers and shows what does not fit."""
     name, shape, classes = architecture.name, architecture.input_shape, architecture.classes
-    factory = _factory(name)
+    assert factory is not None
     try:
         module = factory(shape, classes)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"model {name!r} failed for input_shape={shape}, classes={classes}: {error!r}") from error
     if not isinstance(module, nn.Module):
@@ -134,8 +249,8 @@ def _own(architecture: Architecture) -> nn.Module:
     except Exception as error:
         raise InputError(f"model {name!r} failed on images of shape {shape}: {error!r}") from error
     if not isinstance(output, Tensor) or tuple(output.shape) != (1, classes):
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(f"model {name!r} gives {found} for one image, not logits of shape (1, {classes})")
+        given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(f"model {name!r} gives {given} for one image, not logits of shape (1, {classes})")
     named = [name for name, _ in module.named_parameters(remove_duplicate=False)]
     if shared := sorted(set(named) - {name for name, _ in module.named_parameters()}):
         raise InputError(
@@ -152,24 +267,6 @@ def _own(architecture: Architecture) -> nn.Module:
             f"model {name!r} ends in {called[-1]!r} but defines {last!r} last: define the output layer last"
         )
     return module
-
-
-def _factory(name: str) -> Callable[[tuple[int, int, int], int], object]:
-    path, _, function = name.partition(":")
-    try:
-        module = import_module(path)
-    except (ModuleNotFoundError, TypeError, ValueError) as error:
-        if isinstance(error, ModuleNotFoundError) and not f"{path}.".startswith(f"{error.name}."):
-            raise
-        raise InputError(
-            f"model {name!r}: no module {path!r} can be imported (write package.module:function, and have the "
-            f"package's folder in PYTHONPATH or installed)"
-        ) from error
-    factory = getattr(module, function, None)
-    if not callable(factory):
-        callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown(f"function in module {path!r},", function, callables or ["none"])
-    return factory
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
@@ -225,7 +322,7 @@ def prunable(network: nn.Module | Architecture) -> tuple[str, ...]:
     Biases and normalisation never are; 1x1 shortcuts and the output layer are (arXiv 2103.16547 as released).
     """
     if isinstance(network, Architecture):
-        return _layout(network)[0]
+        return _layout(with_factory(network))[0]
     return tuple(name for name, _ in _layers(network))
 
 
@@ -239,4 +336,4 @@ def multiply_accumulates(architecture: Architecture) -> dict[str, int]:
 
     A ticket's count weighs each tensor's by its density.
     """
-    return dict(_layout(architecture)[1])
+    return dict(_layout(with_factory(architecture))[1])

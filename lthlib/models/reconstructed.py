@@ -3,7 +3,7 @@
 What survives is `init_univ` in RelationalML/NonZeroBiases: a first layer with a group of neurons for each coordinate, a
 diagonal layer, sums over each group, then dense layers; and the paper's two families, polynomial and Fourier. With
 Kaiming-normal weights the standard deviations are those of that code (sqrt 2 where a unit has one input). Names for
-`models.architecture`: "lthlib.models.reconstructed:polynomial" and "lthlib.models.reconstructed:fourier".
+`models.architecture`: "reconstructed-polynomial" and "reconstructed-fourier".
 """
 
 from torch import Tensor, nn

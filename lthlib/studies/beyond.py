@@ -21,8 +21,17 @@ from lthlib.finders.imp import Level
 from lthlib.masks.counts import counts_of
 from lthlib.masks.draws import sample
 from lthlib.randomness import generator
-from lthlib.studies.elastic import control_arms, elastic_arm, flipped
-from lthlib.studies.setting import Arm, Chain, Setting, arm_rows, chains, pruning_levels
+from lthlib.studies.setting import (
+    Arm,
+    Chain,
+    Setting,
+    arm_rows,
+    chains,
+    control_arms,
+    elastic_arm,
+    flipped,
+    pruning_levels,
+)
 from lthlib.ticket import Ticket, initial_tickets
 
 Chains = Mapping[str, Sequence[Chain]]

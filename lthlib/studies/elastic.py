@@ -1,90 +1,22 @@
 """Rows of the elastic notebook: small trainings beside each other, and each elastic ticket against the direct one."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from lthlib.data import Dataset
-from lthlib.elastic import DepthMap, carry, depth_map, drift_of_equal_copies, stages
+from lthlib.elastic import drift_of_equal_copies, stages
 from lthlib.errors import InputError
 from lthlib.evidence.intervals import mean_interval
-from lthlib.finders import dynamic
 from lthlib.models import architecture as models
-from lthlib.studies.elastic_arms import arm, direct_at
-from lthlib.studies.setting import Arm, Chain, Setting, beside
-from lthlib.ticket import Ticket, initial_tickets
+from lthlib.studies.setting import Arm, Chain, Setting
+from lthlib.ticket import Ticket
 from lthlib.training.loop import Trained
 
 # ------------------------------------------------------------------------------------------------------------ the arms
-
-
-def elastic_arm(
-    found: Mapping[str, Sequence[Chain]],
-    source: str,
-    target: str,
-    level: int,
-    setting: Setting,
-    label: str = "elastic",
-    **how: Any,
-) -> Arm:
-    """The elastic tickets from `source`'s level to `target`, by `depth_map(..., **how)`."""
-    depths = depth_map(setting.architecture(source), setting.architecture(target), **how)
-    return mapped_arm(found, source, target, level, depths, setting, label)
-
-
-def mapped_arm(
-    found: Mapping[str, Sequence[Chain]],
-    source: str,
-    target: str,
-    level: int,
-    depths: DepthMap,
-    setting: Setting,
-    label: str = "elastic",
-) -> Arm:
-    """As `elastic_arm`, by a map of one's own."""
-    tickets = [carry(chain[level].tickets[0], setting.architecture(target), depths) for chain in found[source]]
-    return Arm(tickets, {"arm": label, "source": source, "target": target, "round": level})
-
-
-def control_arms(
-    names: Iterable[str],
-    found: Mapping[str, Sequence[Chain]],
-    source: str,
-    target: str,
-    level: int,
-    setting: Setting,
-    **how: Any,
-) -> list[Arm]:
-    """The arms beside an elastic ticket, at its count: those of `finders.elastic_arms`, `direct`, set, rigl, gmp."""
-    architecture = setting.architecture(target)
-    depths = depth_map(setting.architecture(source), architecture, **how)
-    sources = [chain[level].tickets[0] for chain in found[source]]
-    own = [chain[0].tickets[0] for chain in found[target]]
-    counts = [carry(ticket, architecture, depths) for ticket in sources]
-    made = []
-    for name in names:
-        columns = {"arm": name, "source": source, "target": target, "round": level}
-        if name in dynamic.METHODS:
-            # Dynamic sparse training starts at step 0: it has no dense run to rewind to.
-            start = initial_tickets(architecture, setting.seeds)
-            made.append(Arm(start, columns, name, tuple(one.density for one in counts)))
-            continue
-        if name == "direct":
-            rule = setting.recipe.output_layer
-            tickets = [direct_at(chain, one.kept, rule) for chain, one in zip(found[target], counts, strict=True)]
-        else:
-            tasks = [
-                partial(arm, name, ticket, architecture, depths, mine, setting.dataset)
-                for ticket, mine in zip(sources, own, strict=True)
-            ]
-            tickets = beside(tasks, setting)
-        made.append(Arm(tickets, columns))
-    return made
 
 
 def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -188,13 +120,13 @@ def dead_unit_rows(
         runs += [(one.columns["arm"], one.columns["source"], one.columns["target"], run) for run in some]
     return pd.DataFrame(
         {
-            "arm": arm,
+            "arm": elastic_control,
             "source": source,
             "target": target,
             "seed": run.seed,
             "dead units": dead_units(run.ticket, dataset),
         }
-        for arm, source, target, run in runs
+        for elastic_control, source, target, run in runs
     )
 
 
@@ -216,8 +148,3 @@ def accuracy_table(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     named = rows.groupby([*by, "arm"], sort=False)["accuracy"].agg(written).unstack(sort=False)
     density = rows.groupby(list(by), sort=False)["density"].mean().map("{:.3f}".format)
     return named.assign(density=density).fillna("")
-
-
-def flipped(dataset: Dataset) -> Dataset:
-    """The data set upside down: another task for a network that reads positions, at the same size and shape."""
-    return dataset.with_images(f"{dataset.name} flipped", lambda images: images.flip(-2))

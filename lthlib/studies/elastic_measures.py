@@ -17,8 +17,8 @@ from lthlib.evidence.costs import (
     training_cost,
 )
 from lthlib.finders import dynamic
+from lthlib.finders.elastic_arms import AT_REWIND
 from lthlib.studies.connectivity import barrier, path_rows
-from lthlib.studies.elastic_arms import AT_REWIND
 from lthlib.studies.setting import Arm, Chain, Setting, beside, interval
 from lthlib.training.loop import Trained
 

@@ -16,14 +16,15 @@ from lthlib.evidence.costs import (
     training_cost,
 )
 from lthlib.finders import dynamic
-from lthlib.finders.imp import Level
+from lthlib.finders.find import tickets_of
+from lthlib.finders.imp import Level, after_training
 from lthlib.finders.supermask import Supermask, find_supermasks, random_source
+from lthlib.finders.supermask import finder_arms as supermask_arms
+from lthlib.models.narrower import small_dense
 from lthlib.studies.beyond import TICKET, setting_rows
-from lthlib.studies.saliency import after_training, small_dense, tickets_of
 from lthlib.studies.setting import Setting, interval
-from lthlib.studies.supermask import arms as supermask_arms
 from lthlib.theory.strong.construct import construct
-from lthlib.theory.strong.search import Search
+from lthlib.theory.strong.search import SubsetSearch
 from lthlib.ticket import Ticket, initial_tickets
 from lthlib.training.recipe import Recipe
 from lthlib.training.train import evaluate
@@ -137,7 +138,7 @@ def score_training_cost(ticket: Ticket, recipe: Recipe, examples: int) -> Cost:
     return Cost(seen * dense, seen * sparse)
 
 
-def constructed(levels: Sequence[Level], search: Search, setting: Setting) -> pd.DataFrame:
+def constructed(levels: Sequence[Level], search: SubsetSearch, setting: Setting) -> pd.DataFrame:
     """A strong ticket for the trained network of every level, the dense one's too: rows (COLUMNS and more).
 
     `asked` is the density of the network whose function is constructed, `ratio` numbers kept over its own kept

@@ -1,35 +1,27 @@
 """Pruning at initialization as tables: arms of tickets found, trained together and measured; scores compared."""
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import torch
 
 from lthlib.data import Dataset
-from lthlib.errors import InputError
 from lthlib.finders import pruning_data as sanity
 from lthlib.finders.controls import control
-from lthlib.finders.find import NEEDS_DATA, find
+from lthlib.finders.find import NEEDS_DATA, tickets_of
 from lthlib.finders.from_scores import select
-from lthlib.finders.imp import magnitudes
 from lthlib.finders.paths import collapsed_layers, effective_density
 from lthlib.finders.pruning_data import pruning_data
 from lthlib.finders.scores import magnitude_scores, ntk_sketch_scores, snip_scores
 from lthlib.finders.synflow import synflow_scores
 from lthlib.masks.controls import jaccard, jaccard_by_chance
 from lthlib.masks.counts import kept_count
-from lthlib.masks.topk import keep_top
-from lthlib.models import architecture as models
-from lthlib.models.architecture import Architecture, architecture, prunable
+from lthlib.models.architecture import architecture
+from lthlib.models.narrower import small_dense
 from lthlib.studies.setting import arm_rows
 from lthlib.ticket import State, Ticket, initial_tickets
-from lthlib.training.loop import Trained
 from lthlib.training.recipe import Recipe
 
-# Data-driven methods that are called "METHOD, noise" take Gaussian images and arbitrary labels: no data.
-NOISE = ", noise"
 SAMPLED = {
     "top-k": {},
     "gumbel": {"draw": "gumbel"},
@@ -56,20 +48,6 @@ SANITY_CHECKS = {
     "smart-ratio": "smart-ratio",
 }
 Arms = Mapping[str, Sequence[Ticket]]
-
-
-def tickets_of(
-    method: str,
-    initial: Sequence[Ticket],
-    density: float,
-    dataset: Dataset,
-    **options: Any,
-) -> list[Ticket]:
-    """`finders.find` for each replicate; a `method` that ends in ", noise" is scored on N(0, 1) images."""
-    name = method.removesuffix(NOISE)
-    if name != method:
-        options = {"corruption": "gaussian"} | options
-    return [find(ticket, density, name, dataset, **options) for ticket in initial]
 
 
 def connected_rows(arms: Arms, recipe: Recipe, dataset: Dataset, **options: Any) -> pd.DataFrame:
@@ -130,15 +108,6 @@ def small_dense_rows(
     small = small_dense(ticket.architecture, ticket.kept)
     rows = connected_rows({"small dense": initial_tickets(small, seeds)}, recipe, dataset, **options)
     return rows.assign(density=rows["n_free"] / rows["n_free"].max() * ticket.density)
-
-
-def after_training(dense: Sequence[Trained], density: float, start_step: int = 0) -> list[Ticket]:
-    """Magnitude pruning after training, rewound: the initial values under the mask of the largest trained weights."""
-    starts = [run.snapshots[start_step] for run in dense]
-    return [
-        start.with_masks(keep_top(scores, kept_count(density, start.prunable)))
-        for start, scores in zip(starts, magnitudes(dense), strict=True)
-    ]
 
 
 def score_rows(
@@ -226,34 +195,3 @@ def critical_density(rows: pd.DataFrame) -> pd.DataFrame:
         whole = part[(part["empty_layers"] > 0).cumsum() == 0]
         smallest.append({"method": method, "seed": seed, "density": whole["density"].min()})
     return pd.DataFrame(smallest)
-
-
-def small_dense(architecture: Architecture, count: int) -> Architecture:
-    """The same family with all widths scaled down by one factor, its prunable count as near to `count` as widths allow.
-
-    For "small dense at equal parameters": compare `ticket.kept` with what the result has. Never wider than
-    `architecture`. Raises InputError for a user's own module, and for a count below 1.
-    """
-    name, shape, classes = architecture.name, architecture.input_shape, architecture.classes
-    if ":" in name or count < 1:
-        raise InputError(f"no model like {name!r} of {count} weights is known (valid: lenet, conv, vgg, resnet)")
-    family, *numbers = name.split("-")
-    plain, _, own = name.partition("-w")
-
-    def narrower(width: int) -> Architecture:
-        if family == "lenet":
-            hidden = [max(1, round(int(number) * width / widest)) for number in numbers]
-            return models.architecture("-".join(map(str, (family, *hidden))), shape, classes)
-        return models.architecture(f"{plain}-w{width}", shape, classes)
-
-    default = 16 if family == "resnet" else 64
-    widest = max(map(int, numbers)) if family == "lenet" else int(own) if own else default
-    widths = range(1, widest + 1)
-    place = min(bisect_left(widths, count, key=lambda width: _size(narrower(width))), widest - 1)
-    return min((narrower(widths[i]) for i in {max(place - 1, 0), place}), key=lambda a: abs(_size(a) - count))
-
-
-def _size(architecture: Architecture) -> int:
-    with torch.device("meta"):
-        state = models.build(architecture).state_dict()
-    return sum(state[name].numel() for name in prunable(architecture))

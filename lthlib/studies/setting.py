@@ -10,8 +10,11 @@ import numpy as np
 import pandas as pd
 
 from lthlib.data import Dataset
+from lthlib.elastic import DepthMap, carry, depth_map
 from lthlib.evidence.measure import measure, measure_levels
+from lthlib.finders import dynamic
 from lthlib.finders.dynamic import train_dynamic
+from lthlib.finders.elastic_arms import direct_at, elastic_control
 from lthlib.finders.imp import Level, Pruning, imp
 from lthlib.models import architecture as models
 from lthlib.models.architecture import Architecture
@@ -158,3 +161,72 @@ def arm_rows(
 def interval(setting: Setting) -> int:
     """Steps between updates of SET and RigL and between prunings of GMP: ten a training."""
     return max(1, setting.steps() // 10)
+
+
+def elastic_arm(
+    found: Mapping[str, Sequence[Chain]],
+    source: str,
+    target: str,
+    level: int,
+    setting: Setting,
+    label: str = "elastic",
+    **how: Any,
+) -> Arm:
+    """The elastic tickets from `source`'s level to `target`, by `depth_map(..., **how)`."""
+    depths = depth_map(setting.architecture(source), setting.architecture(target), **how)
+    return mapped_arm(found, source, target, level, depths, setting, label)
+
+
+def mapped_arm(
+    found: Mapping[str, Sequence[Chain]],
+    source: str,
+    target: str,
+    level: int,
+    depths: DepthMap,
+    setting: Setting,
+    label: str = "elastic",
+) -> Arm:
+    """As `elastic_arm`, by a map of one's own."""
+    tickets = [carry(chain[level].tickets[0], setting.architecture(target), depths) for chain in found[source]]
+    return Arm(tickets, {"arm": label, "source": source, "target": target, "round": level})
+
+
+def control_arms(
+    names: Iterable[str],
+    found: Mapping[str, Sequence[Chain]],
+    source: str,
+    target: str,
+    level: int,
+    setting: Setting,
+    **how: Any,
+) -> list[Arm]:
+    """The arms beside an elastic ticket, at its count: those of `finders.elastic_arms`, `direct`, set, rigl, gmp."""
+    architecture = setting.architecture(target)
+    depths = depth_map(setting.architecture(source), architecture, **how)
+    sources = [chain[level].tickets[0] for chain in found[source]]
+    own = [chain[0].tickets[0] for chain in found[target]]
+    counts = [carry(ticket, architecture, depths) for ticket in sources]
+    made = []
+    for name in names:
+        columns = {"arm": name, "source": source, "target": target, "round": level}
+        if name in dynamic.METHODS:
+            # Dynamic sparse training starts at step 0: it has no dense run to rewind to.
+            start = initial_tickets(architecture, setting.seeds)
+            made.append(Arm(start, columns, name, tuple(one.density for one in counts)))
+            continue
+        if name == "direct":
+            rule = setting.recipe.output_layer
+            tickets = [direct_at(chain, one.kept, rule) for chain, one in zip(found[target], counts, strict=True)]
+        else:
+            tasks = [
+                partial(elastic_control, name, ticket, architecture, depths, mine, setting.dataset)
+                for ticket, mine in zip(sources, own, strict=True)
+            ]
+            tickets = beside(tasks, setting)
+        made.append(Arm(tickets, columns))
+    return made
+
+
+def flipped(dataset: Dataset) -> Dataset:
+    """The data set upside down: another task for a network that reads positions, at the same size and shape."""
+    return dataset.with_images(f"{dataset.name} flipped", lambda images: images.flip(-2))

@@ -1,13 +1,12 @@
 """Tidy rows of the sketching study: relative errors of many drawn masks beside their formulas."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError
@@ -69,7 +68,7 @@ def error_rows(
     for kind, p in (found | dict(given or {})).items():
         for density in densities:
             s = max(1, kept_count(density, p.numel()))
-            pi = sketching.inclusion_probabilities(p, s)
+            pi = sketching.poisson_probabilities(p, s)
             for mask in masks:
                 if mask == "top-k" and kind == "uniform":
                     continue
@@ -211,23 +210,18 @@ def linearised_rows(
     return pd.concat(parts, ignore_index=True)
 
 
-def one_linear_layer(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """A network of one linear layer, for `one_layer_identity`."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), classes))
-
-
 def one_layer_identity(ticket: Ticket) -> float:
     """Largest difference between SynFlow's scores of one linear layer and the optimal p for rows of equal norm.
 
     The layer is the ticket's output layer as a network of its own; that p is |w| / sum |w|.
     """
     weight = ticket.weights()[output_layer(ticket.architecture)].double()
-    alone = architecture(f"{__name__}:one_linear_layer", (1, 1, weight.shape[1]), weight.shape[0])
+    alone = architecture("linear", (1, 1, weight.shape[1]), weight.shape[0])
     score = synflow_scores(dense_ticket(alone, {"1.weight": weight, "1.bias": weight.new_zeros(len(weight))}))
     return float((score["1.weight"] / score["1.weight"].sum() - weight.abs() / weight.abs().sum()).abs().max())
 
 
-def slopes(rows: pd.DataFrame) -> dict[str, list[float]]:
+def error_slopes(rows: pd.DataFrame) -> dict[str, list[float]]:
     """For each preparation and init of `error_rows`: slope of log(error) on log(s), plus 1, one number a seed."""
     found: dict[str, list[float]] = {}
     for (features, init, _), part in rows.groupby(["features", "init", "seed"]):

@@ -13,16 +13,15 @@ from torch import Tensor
 from lthlib.data import Dataset
 from lthlib.errors import InputError
 from lthlib.finders.controls import layerwise_shuffled
-from lthlib.finders.supermask import Supermask, find_supermasks, random_source
+from lthlib.finders.supermask import Supermask, find_supermasks, finder_arms, random_source
 from lthlib.masks.topk import keep_top
 from lthlib.models.architecture import architecture
 from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
 from lthlib.store import Store
-from lthlib.studies.supermask import arms
 from lthlib.theory.strong.construct import Construction, construct
 from lthlib.theory.strong.error_bounds import error_bound
-from lthlib.theory.strong.search import Search
+from lthlib.theory.strong.search import SubsetSearch
 from lthlib.theory.strong.sources import source
 from lthlib.ticket import Ticket, dense_ticket, initial_tickets
 from lthlib.training.loop import Trained
@@ -37,14 +36,14 @@ LARGEST_SEARCH = 1_000_000  # weights of a source that a finder searches beside 
 class Way:
     """A construction to compare: how subsets are searched, and how many layers a target layer becomes."""
 
-    search: Search
+    search: SubsetSearch
     kind: str = "two-layer"
 
 
 def ways(candidates: int, eps: float) -> dict[str, Way]:
     """The constructions of the notebook by name, all with `candidates` random numbers a weight and sign (Malach's and
     Orseau's with four times as many, since they choose one, or greedily)."""
-    base = Search(candidates=candidates, eps=eps, redraws=2)
+    base = SubsetSearch(candidates=candidates, eps=eps, redraws=2)
     greedy = replace(base, method="greedy", law="hyperbolic", candidates=4 * candidates)
     return {
         "best (Pensia)": Way(base),
@@ -183,7 +182,7 @@ def width_rows(
             inputs = torch.nn.functional.normalize(torch.randn(100, 1, 1, width, generator=draws), dim=3)
             needed = math.nan
             for n in sorted(counts):
-                if construct(target, Search(candidates=n, eps=eps), seed=seed).sup_error(inputs) <= eps:
+                if construct(target, SubsetSearch(candidates=n, eps=eps), seed=seed).sup_error(inputs) <= eps:
                     needed = float(n)
                     break
             rows.append({"d": width, "seed": seed, "needed": needed})
@@ -206,7 +205,7 @@ def found_on_the_same_source(
     """
     if not made:
         raise InputError("no construction to compare with (valid: one or more)")
-    popup = arms(epochs)["edge-popup"]
+    popup = finder_arms(epochs)["edge-popup"]
     rows = []
     for name, parts in made.items():
         for run, one in zip(trained, parts, strict=True):

@@ -1,73 +1,28 @@
 """Finders of strong tickets side by side: tidy rows by finder, density and seed, with their baselines."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError
-from lthlib.finders.controls import layerwise_shuffled
 from lthlib.finders.find import find
 from lthlib.finders.supermask import (
-    RECIPES,
+    FinderArm,
     Found,
-    Supermask,
-    Task,
     find_supermasks,
     large_final_same_sign,
     random_source,
 )
-from lthlib.masks.counts import counts_of
-from lthlib.masks.topk import keep_top
 from lthlib.models.architecture import Architecture
 from lthlib.store import Store
-from lthlib.theory.strong.planted import TASKS, Planted, as_dataset, compare, plant, samples
 from lthlib.ticket import Ticket
 from lthlib.training.recipe import Recipe
 from lthlib.training.train import evaluate, train
 
 RANDOM, DENSE, ONE_SHOT = "random mask", "dense, trained", "large final, same sign"
-
-
-@dataclass(frozen=True)
-class FinderArm:
-    """One finder of a table: its settings (density is the table's), its recipe and the source that it searches.
-
-    `scale_fan` scales the source's weights for each density; see `random_source` for `scheme` and `bias_scale`.
-    """
-
-    settings: Supermask
-    recipe: Recipe
-    scheme: str = "kaiming_normal"
-    scale_fan: bool = False
-    bias_scale: float = 0.0
-
-    def source(self, architecture: Architecture, seed: int, density: float) -> Ticket:
-        """The random network of one replicate."""
-        fan = density if self.scale_fan else 1.0
-        return random_source(architecture, seed, self.scheme, scale_fan=fan, bias_scale=self.bias_scale)
-
-
-def arms(epochs: float, batch_size: int = 64, evaluations: int = 10) -> dict[str, FinderArm]:
-    """The finders of the notebook with their papers' settings, for searches of `epochs`.
-
-    Gem-Miner's rate is 5 instead of 0.1: its scores start all over [0, 1], and must cross it in so few steps.
-    """
-    recipes = {
-        name: replace(recipe, epochs=epochs, batch_size=batch_size, evaluations=evaluations)
-        for name, recipe in RECIPES.items()
-    }
-    popup, gem = recipes["edge-popup"], replace(recipes["gem-miner"], learning_rate=5.0)
-    return {
-        "edge-popup": FinderArm(Supermask("edge-popup"), popup),
-        "edge-popup, signed constant": FinderArm(Supermask("edge-popup"), popup, "signed_constant", scale_fan=True),
-        "edge-popup, biases": FinderArm(Supermask("edge-popup", prune_biases=True), popup, bias_scale=1.0),
-        "supermask": FinderArm(Supermask("supermask"), recipes["supermask"]),
-        "biprop": FinderArm(Supermask("biprop"), recipes["biprop"]),
-        "gem-miner": FinderArm(Supermask("gem-miner"), gem, "signed_constant"),
-    }
 
 
 def finder_table(
@@ -136,62 +91,3 @@ def finder_table(
 def curve_rows(searches: Sequence[Found], **columns: Any) -> pd.DataFrame:
     """The searches' histories as rows, one per evaluation, with the seed; `columns` are added to each."""
     return pd.DataFrame([{"seed": run.seed} | row | columns for run in searches for row in run.history])
-
-
-def planted_table(
-    finders: Mapping[str, FinderArm],
-    seeds: Sequence[int],
-    *,
-    tasks: Sequence[str] = TASKS,
-    depth: int = 3,
-    width: int = 50,
-    layers: Sequence[str] = ("planted", "equal", "global"),
-    densities: Sequence[float] = (),
-    count: int = 10_000,
-    store: Store | None = None,
-) -> pd.DataFrame:
-    """One row per task, finder, layer counts, density and seed: how near each comes to the planted ticket.
-
-    Columns: task, finder, layers, seed and those of `planted.compare`. Finders search the planted source, whatever
-    their arm's own: at the planted density with each of `layers` (those of `Planted.settings`), and with one density
-    in every layer at each of `densities`. Baselines at the planted density: a random mask and the largest weights with
-    the planted counts, on the circle SNIP, none of them trained; and the planted ticket itself. `count` is the number
-    of samples.
-    """
-    rows: list[dict[str, Any]] = []
-    for task in tasks:
-        hidden = [plant(task, depth, width, seed) for seed in seeds]
-        # One draw of the data for all replicates, as with any data set.
-        shown = samples(hidden[0], 0, count)
-        found = _unsearched(hidden, shown)
-        for label, arm in finders.items():
-            # The planted counts are the target's, whatever the seed.
-            asked = [(kind, hidden[0].settings(arm.settings.method, kind)) for kind in layers]
-            asked += [("equal", Supermask(density=density)) for density in densities]
-            for kind, wish in asked:
-                settings = replace(arm.settings, density=wish.density, scope=wish.scope, counts=wish.counts)
-                sources = [one.source for one in hidden]
-                runs = find_supermasks(sources, settings, arm.recipe, shown, store=store)
-                found.append((label, kind, [run.ticket for run in runs]))
-        rows += [
-            {"task": task, "finder": label, "layers": kind, "seed": ticket.seed} | compare(one, ticket, shown)
-            for label, kind, tickets in found
-            for one, ticket in zip(hidden, tickets, strict=True)
-        ]
-    return pd.DataFrame(rows)
-
-
-def _unsearched(hidden: Sequence[Planted], shown: Task) -> list[tuple[str, str, list[Ticket]]]:
-    """Finder, layer counts and tickets of what needs no search."""
-    counts = counts_of(hidden[0].ticket.masks)
-    largest = [keep_top({name: c.abs() for name, c in one.source.coefficients.items()}, counts) for one in hidden]
-    found = [
-        ("planted", "planted", [one.ticket for one in hidden]),
-        (RANDOM, "planted", [layerwise_shuffled(one.ticket) for one in hidden]),
-        ("magnitude", "planted", [one.source.with_masks(m) for one, m in zip(hidden, largest, strict=True)]),
-    ]
-    if shown.targets.dim() == 1:
-        dataset = as_dataset(hidden[0], shown)
-        chosen = [find(one.source, one.ticket.density, "snip", dataset, keep_one=True) for one in hidden]
-        found.append(("snip", "global", chosen))
-    return found

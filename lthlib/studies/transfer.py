@@ -23,7 +23,7 @@ from lthlib.randomness import generator
 from lthlib.store import Store
 from lthlib.theory.universal.chains import UniversalTicket
 from lthlib.theory.universal.construct import Design, polynomial_ticket
-from lthlib.theory.universal.univariate import Pruning
+from lthlib.theory.universal.univariate import BlockPruning
 from lthlib.theory.universal.universality import least_squares
 from lthlib.ticket import Ticket, initial_tickets
 from lthlib.training.recipe import Recipe
@@ -52,7 +52,7 @@ class ImageTask:
         return part.images.flatten(1).double().numpy()
 
 
-def small(dataset: Dataset) -> Dataset:
+def pooled(dataset: Dataset) -> Dataset:
     """Images pooled to 8 x 8 grey pixels in [0, 1] (mean over channels and over the cells of an even grid)."""
     largest = float(dataset.train.images.max())
 
@@ -72,7 +72,7 @@ def load_small(name: str, data_dir: Path | str, train_size: int = 0) -> Dataset:
     whole = data.load(name, data_dir)
     if train_size and train_size < len(whole.train.labels):
         whole = data.load(name, data_dir, train_size=train_size)
-    return small(whole)
+    return pooled(whole)
 
 
 def classification(name: str, dataset: Dataset) -> ImageTask:
@@ -127,7 +127,7 @@ def image_exponents(features: int, seed: int) -> Array:
 
 def image_ticket(features: int, seed: int) -> UniversalTicket:
     """The universal polynomial ticket for 64 pixels: exponents as in `image_exponents`, blocks shared over pixels."""
-    pruning = Pruning(tolerance=1e-3)
+    pruning = BlockPruning(tolerance=1e-3)
     return polynomial_ticket(seed, image_exponents(features, seed), design=Design((10, 12), linear=40), pruning=pruning)
 
 
@@ -256,7 +256,7 @@ def reconstructed_rows(
     """
     rows = []
     for name in ("polynomial", "fourier"):
-        architecture = models.architecture(f"lthlib.models.reconstructed:{name}", dataset.input_shape, dataset.classes)
+        architecture = models.architecture(f"reconstructed-{name}", dataset.input_shape, dataset.classes)
         sources = [random_source(architecture, seed, bias_scale=1.0) for seed in seeds]
         settings = Supermask(density=0.5, prune_biases=True)
         masked = [search.ticket for search in find_supermasks(sources, settings, recipe, dataset, store=store)]

@@ -17,10 +17,10 @@ from lthlib.theory.subset_sum.solve import solve
 from lthlib.theory.universal import construct as universal
 from lthlib.theory.universal import piecewise_linear as lines
 from lthlib.theory.universal import universality
-from lthlib.theory.universal.chains import UniversalTicket
+from lthlib.theory.universal.chains import Layer, UniversalTicket
 from lthlib.theory.universal.construct import Design
 from lthlib.theory.universal.deep_source import deep_errors
-from lthlib.theory.universal.univariate import RELEASED, Pruning
+from lthlib.theory.universal.univariate import RELEASED, BlockPruning
 
 Array = np.ndarray[Any, Any]
 
@@ -29,18 +29,18 @@ RELEASE = {"polynomials": (1126, 1.11e-3), "sine": (436, 1.1189e-2)}
 RELEASED_DESIGNS = {"polynomials": Design((10, 40), 200, 200, 500), "sine": Design((21,), 250, 250, 250)}
 # its subsets are as good as their function needs, which the sine does not need to the same six digits
 RELEASED_PRUNINGS = {"polynomials": RELEASED, "sine": replace(RELEASED, tolerance=3e-5)}
-ABLATIONS: dict[str, tuple[Pruning, str]] = {
-    "as built": (Pruning(tolerance=1e-3), "uniform"),
-    "refit once": (Pruning(tolerance=1e-3, refit="once"), "uniform"),
-    "no refit": (Pruning(tolerance=1e-3, refit="off"), "uniform"),
-    "subset inner": (Pruning(tolerance=1e-3, inner="subset", mode="best"), "uniform"),
-    "subset inner, no refit": (Pruning(tolerance=1e-3, inner="subset", mode="best", refit="off"), "uniform"),
-    "best of 5": (Pruning(tolerance=1e-6, mode="best"), "uniform"),
-    "uniform knots": (Pruning(tolerance=1e-3, placement="uniform"), "uniform"),
-    "values not shifted": (Pruning(tolerance=1e-3, values="interpolated"), "uniform"),
-    "hidden units not shared": (Pruning(tolerance=1e-3, share=False), "uniform"),
-    "normal law": (Pruning(tolerance=1e-3), "normal"),
-    "mixture law": (Pruning(tolerance=1e-3), "mixture"),
+ABLATIONS: dict[str, tuple[BlockPruning, str]] = {
+    "as built": (BlockPruning(tolerance=1e-3), "uniform"),
+    "refit once": (BlockPruning(tolerance=1e-3, refit="once"), "uniform"),
+    "no refit": (BlockPruning(tolerance=1e-3, refit="off"), "uniform"),
+    "subset inner": (BlockPruning(tolerance=1e-3, inner="subset", mode="best"), "uniform"),
+    "subset inner, no refit": (BlockPruning(tolerance=1e-3, inner="subset", mode="best", refit="off"), "uniform"),
+    "best of 5": (BlockPruning(tolerance=1e-6, mode="best"), "uniform"),
+    "uniform knots": (BlockPruning(tolerance=1e-3, placement="uniform"), "uniform"),
+    "values not shifted": (BlockPruning(tolerance=1e-3, values="interpolated"), "uniform"),
+    "hidden units not shared": (BlockPruning(tolerance=1e-3, share=False), "uniform"),
+    "normal law": (BlockPruning(tolerance=1e-3), "normal"),
+    "mixture law": (BlockPruning(tolerance=1e-3), "mixture"),
 }
 
 
@@ -101,7 +101,7 @@ def frontier_rows(
         for size in sizes:
             for share in tolerances:
                 # the error of broken lines falls as the square of the pieces, and so may the tolerance
-                pruning = Pruning(tolerance=share * goal / size**2)
+                pruning = BlockPruning(tolerance=share * goal / size**2)
                 design = Design(tuple(max(2, round(size * number)) for number in pieces))
                 for seed in seeds:
                     path = folder / f"{kind}-size-{size}-tolerance-{share}-{seed}.safetensors"
@@ -112,7 +112,7 @@ def frontier_rows(
 
 
 def ablation_rows(
-    seeds: Sequence[int], folder: Path, arms: Mapping[str, tuple[Pruning, str]] = ABLATIONS
+    seeds: Sequence[int], folder: Path, arms: Mapping[str, tuple[BlockPruning, str]] = ABLATIONS
 ) -> pd.DataFrame:
     """The sine ticket with one choice changed at a time, paired by source; each with 20 pieces."""
     rows = []
@@ -208,22 +208,19 @@ def dimension_rows(seeds: Sequence[int], dimensions: Sequence[int], folder: Path
 # --- readouts ---
 
 
-def random_mask(ticket: UniversalTicket, seed: int) -> UniversalTicket:
+def randomly_placed(ticket: UniversalTicket, seed: int) -> UniversalTicket:
     """The same source with as many kept in every layer, but at random places."""
     source = generator(seed, "random universal mask")
-    stages = []
-    for stage in ticket.stages:
-        chains = []
-        for chain in stage.chains:
-            layers = []
-            for layer in chain:
-                order = torch.randperm(layer.parameters, generator=source).numpy()
-                flat = np.zeros(layer.parameters, bool)
-                flat[order[: int(layer.keep.sum() + layer.keep_bias.sum())]] = True
-                size = layer.weight.size
-                layers.append(replace(layer, keep=flat[:size].reshape(layer.keep.shape), keep_bias=flat[size:]))
-            chains.append(tuple(layers))
-        stages.append(replace(stage, chains=tuple(chains)))
+
+    def shuffled(layer: Layer) -> Layer:
+        order = torch.randperm(layer.parameters, generator=source).numpy()
+        kept = np.zeros(layer.parameters, bool)
+        kept[order[: int(layer.keep.sum() + layer.keep_bias.sum())]] = True
+        return layer.masked(kept)
+
+    stages = [
+        replace(stage, chains=tuple(tuple(map(shuffled, chain)) for chain in stage.chains)) for stage in ticket.stages
+    ]
     return replace(ticket, stages=tuple(stages))
 
 
@@ -257,8 +254,12 @@ def gap_rows(seeds: Sequence[int], functions: int, folder: Path, points: int = l
         for name, family in families(functions).items():
             ticket = waves if name == "waves" else powers
             exact = universality.exact_waves(*bank) if name == "waves" else universality.exact_powers(4)
-            arms = {"ticket": ticket.features, "exact basis": exact, "random mask": random_mask(ticket, seed).features,
-                    "random features": universality.random_units(seed, 4)}  # fmt: skip
+            arms = {
+                "ticket": ticket.features,
+                "exact basis": exact,
+                "random mask": randomly_placed(ticket, seed).features,
+                "random features": universality.random_units(seed, 4),
+            }
             for arm, features in arms.items():
                 gap = universality.universality_gap(features, family, grid)
                 rows.append({"arm": arm, "family": name, "seed": seed, "sup": gap.sup, "rms": gap.rms,

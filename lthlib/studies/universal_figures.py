@@ -8,15 +8,15 @@ import pandas as pd
 
 from lthlib.evidence.style import BLACK, BLUE, GREY, RED, Chart, chart, looks, need, note, ordered, parts_by, style
 from lthlib.theory.universal import piecewise_linear as lines
-from lthlib.theory.universal.chains import live_part, run
+from lthlib.theory.universal.chains import live_part, run_chain
 from lthlib.theory.universal.construct import Design
-from lthlib.theory.universal.piecewise_linear import Univariate
-from lthlib.theory.universal.univariate import Pruning, univariate_block
+from lthlib.theory.universal.piecewise_linear import UnivariateFunction
+from lthlib.theory.universal.univariate import BlockPruning, univariate_block
 
 Array = np.ndarray[Any, Any]
 
 
-def blocks(functions: Sequence[tuple[Univariate, int, float]], seed: int = 0, points: int = 2001) -> Chart:
+def blocks(functions: Sequence[tuple[UnivariateFunction, int, float]], seed: int = 0, points: int = 2001) -> Chart:
     """Each function with the block found for it (pieces, tolerance) above its error: effective net and masked source.
 
     The effective net is the sum of ramps read off the achieved parameters; the masked source runs every unit. Knots are
@@ -27,11 +27,11 @@ def blocks(functions: Sequence[tuple[Univariate, int, float]], seed: int = 0, po
         for column, (function, pieces, tolerance) in enumerate(functions):
             design = Design((pieces,))
             block = univariate_block(
-                design.chain(seed, "figure", "uniform"), function, pieces, Pruning(tolerance=tolerance)
+                design.chain(seed, "figure", "uniform"), function, pieces, BlockPruning(tolerance=tolerance)
             )
             t = function.grid(points)
-            exact, source = function(t), run(block.chain, t[:, None])[:, 0]
-            effective = run(live_part(block.chain), t[:, None])[:, 0]
+            exact, source = function(t), run_chain(block.chain, t[:, None])[:, 0]
+            effective = run_chain(live_part(block.chain), t[:, None])[:, 0]
             upper, lower = axes[column], axes[len(functions) + column]
             upper.plot(t, exact, color=BLACK, linewidth=1.0, label="function")
             upper.plot(t, source, color=BLUE, linestyle="--", label="masked source")
@@ -52,7 +52,7 @@ def blocks(functions: Sequence[tuple[Univariate, int, float]], seed: int = 0, po
     return figure
 
 
-def error_against_knots(functions: Sequence[Univariate], pieces: Sequence[int]) -> Chart:
+def error_against_knots(functions: Sequence[UnivariateFunction], pieces: Sequence[int]) -> Chart:
     """Supremum error of broken lines by pieces: uniform knots under their bound h^2 max|f''| / 8, and better ones."""
     arms = {"uniform": ("uniform", "interpolated"), "equidistributed": ("equidistributed", "interpolated"),
             "equidistributed, shifted": ("equidistributed", "shifted")}  # fmt: skip

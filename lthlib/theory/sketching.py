@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lthlib.errors import InputError, unknown
 from lthlib.masks import topk as selection
-from lthlib.masks.draws import inclusion_probabilities as inclusion_probabilities_
+from lthlib.masks.draws import inclusion_probabilities
 
 DISTRIBUTIONS = ("optimal", "magnitude", "gaussian_data", "uniform", "oracle")
 
@@ -220,9 +220,9 @@ def defensive_bound(x: Tensor, w_star: Tensor, s: int, share: float) -> float:
 # --- binary masks, which are not the sketch ---
 
 
-def inclusion_probabilities(p: Tensor, count: int) -> Tensor:
+def poisson_probabilities(p: Tensor, count: int) -> Tensor:
     """pi = min(1, a p), shaped as p, that sum to `count`: for p = p* the best Poisson sampling with 1/pi weights."""
-    return inclusion_probabilities_(p.double().log().view(-1), count).view(p.shape).to(p.dtype)
+    return inclusion_probabilities(p.double().log().view(-1), count).view(p.shape).to(p.dtype)
 
 
 def merged_inclusion(p: Tensor, s: int) -> Tensor:

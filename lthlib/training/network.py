@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lthlib.basis import Kronecker
-from lthlib.models.architecture import Architecture, build
+from lthlib.models.architecture import Architecture, skeleton, with_factory
 from lthlib.rounding import rows_times
 from lthlib.ticket import State, Ticket
 
@@ -29,23 +29,17 @@ def stack_key(ticket: Ticket) -> object | None:
         return None
     bases = {name: basis.to_json() for name, basis in ticket.bases.items()}
     pruned = [name for name, mask in ticket.masks.items() if not bool(mask.all())]
-    architecture = [ticket.architecture.name, ticket.architecture.input_shape, ticket.architecture.classes]
-    return json.dumps([architecture, ticket.off, bases, pruned], sort_keys=True)
+    return json.dumps([ticket.architecture.to_json(), ticket.off, bases, pruned], sort_keys=True)
 
 
 def is_linear(ticket: Ticket) -> bool:
     """Whether the ticket's network is a plain sequence of linear layers, and so trains as (part of) a stack."""
-    return _is_linear(ticket.architecture)
+    return _is_linear(with_factory(ticket.architecture))
 
 
 @lru_cache(maxsize=256)
 def _is_linear(architecture: Architecture) -> bool:
-    return _is_linear_sequence(_structure(architecture))
-
-
-def _structure(architecture: Architecture) -> nn.Module:
-    with torch.device("meta"):
-        return build(architecture)
+    return _is_linear_sequence(skeleton(architecture))
 
 
 def _is_linear_sequence(module: nn.Module) -> bool:
@@ -60,7 +54,7 @@ def network(
     tickets: Sequence[Ticket], device: torch.device, dtype: torch.dtype, state_in: str = "coefficients"
 ) -> "Network":
     """The trainable form of tickets that share a `stack_key` (or of one ticket)."""
-    module = _structure(tickets[0].architecture)
+    module = skeleton(tickets[0].architecture)
     kind = LinearStack if _is_linear_sequence(module) else SingleNetwork
     return kind(tickets, module, device, dtype, state_in)
 

@@ -1,8 +1,8 @@
 """Proximal operators on coefficients, and the structured tickets (units, low rank) that they find.
 
 prox_h(c) = argmin_x 1/2 |x - c|^2 + strength * h(x), with strength = step size * penalty weight. For an orthonormal
-B, prox_{h o B}(w) = B^T prox_h(B w), so that every operator here serves every basis (`in_basis`). Apply after the
-optimiser step (forward-backward splitting), with momentum after the velocity update. Under Adam the metric is
+B, prox_{h o B}(w) = B^T prox_h(B w), so that every operator here serves every basis (`proximal_in_basis`). Apply
+after the optimiser step (forward-backward splitting), with momentum after the velocity update. Under Adam the metric is
 diag(sqrt(v) + eps): pass strength / (sqrt(v) + eps) as a tensor; a plain number there is a heuristic.
 Source: Parikh and Boyd, Proximal Algorithms, 2014, sections 2.2, 4.2 and 6.5.
 
@@ -27,7 +27,7 @@ PENALTIES = ("l1", "group", "sparse-group", "nuclear", "rank")
 Strength: TypeAlias = float | Tensor
 
 
-def in_basis(operator: Callable[[Tensor], Tensor], basis: Basis, weight: Tensor) -> Tensor:
+def proximal_in_basis(operator: Callable[[Tensor], Tensor], basis: Basis, weight: Tensor) -> Tensor:
     """B^T prox(B w): the operator on coefficients, applied to a weight (..., *tensor shape) in its basis."""
     return basis.synthesise(operator(basis.analyse(weight)))
 

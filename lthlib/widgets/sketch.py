@@ -109,7 +109,7 @@ def expected(problem: Problem, p: Tensor, sampler: str, count: int) -> float | N
         formula = sketching.expected_error if sampler.endswith("reweighted") else sketching.merged_error
         error = formula(x, w, p, count)
     elif sampler.startswith("poisson"):
-        pi = sketching.inclusion_probabilities(p, min(count, int((p > 0).sum())))
+        pi = sketching.poisson_probabilities(p, min(count, int((p > 0).sum())))
         error = sketching.poisson_error(x, w, pi, reweight=sampler.endswith("reweighted"))
     elif sampler == "top-k":
         return float(sketching.relative_error(x, w, sketching.top_mask(p, count)))
@@ -125,7 +125,7 @@ def drawn(problem: Problem, p: Tensor, sampler: str, count: int, seed: int) -> T
     if sampler.startswith("with replacement"):
         return sketching.sketch_masks(p, count, DRAWS, source, reweight=sampler.endswith("reweighted"))
     if sampler.startswith("poisson"):
-        pi = sketching.inclusion_probabilities(p, min(count, positive))
+        pi = sketching.poisson_probabilities(p, min(count, positive))
         return sketching.poisson_masks(pi, DRAWS, source, reweight=sampler.endswith("reweighted"))
     if sampler.startswith("gumbel"):
         return sketching.gumbel_masks(p, min(count, positive), DRAWS, source)

@@ -17,8 +17,8 @@ from lthlib.evidence.style import BLACK, BLUE, ORANGE, RED
 from lthlib.theory.universal import piecewise_linear as lines
 from lthlib.theory.universal.chains import LAWS, UniversalTicket
 from lthlib.theory.universal.construct import Design, function_ticket
-from lthlib.theory.universal.piecewise_linear import Univariate
-from lthlib.theory.universal.univariate import Pruning
+from lthlib.theory.universal.piecewise_linear import UnivariateFunction
+from lthlib.theory.universal.univariate import BlockPruning
 from lthlib.theory.universal.universality import least_squares
 from lthlib.widgets.explorer import Explorer, dropdown, labelled, whole_slider
 from lthlib.widgets.expressions import parse
@@ -50,12 +50,14 @@ class UniversalFacts:
 @lru_cache(maxsize=128)
 def ticket_of(text: str, knots: int, law: str, seed: int) -> UniversalTicket:
     """The universal ticket of one typed function, `knots` pieces, from the source of one seed."""
-    return function_ticket(seed, univariate(text), design=Design((knots,)), pruning=Pruning(tolerance=1e-3), law=law)
+    return function_ticket(
+        seed, univariate(text), design=Design((knots,)), pruning=BlockPruning(tolerance=1e-3), law=law
+    )
 
 
-def univariate(text: str) -> Univariate:
+def univariate(text: str) -> UnivariateFunction:
     """A typed function of x on [0, 1]. Raises InputError for text that is no function, NaN and unbounded values."""
-    return lines.checked(Univariate(text.strip(), parse(text), (0.0, 1.0)))
+    return lines.checked(UnivariateFunction(text.strip(), parse(text), (0.0, 1.0)))
 
 
 def universal_facts(*, text: str, knots: int, law: str = "uniform", seed: int = 0) -> UniversalFacts:

@@ -255,7 +255,7 @@ def export(
 
     onnx: baked dense weights. torch-2:4: half precision, two of four weights, on CUDA devices that have kernels for it.
     factored: dead units removed (in networks of linear layers), layers of low rank as two. csr: linear layers as
-    sparse rows. The last three are read by lthlib.deployment.load.
+    sparse rows. The last three are read by lthlib.deployment.load_network.
     """
     from lthlib.workbook.export import export as write
     from lthlib.workbook.run import check_device

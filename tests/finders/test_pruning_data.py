@@ -13,7 +13,8 @@ from lthlib.finders.pruning_data import CORRUPTIONS, pruning_data
 from lthlib.masks.counts import counts_of, erdos_renyi_counts, smart_ratio_counts
 from lthlib.models.architecture import architecture
 from lthlib.models.initial import initial_state
-from lthlib.studies.saliency import SANITY_CHECKS, small_dense
+from lthlib.models.narrower import small_dense
+from lthlib.studies.saliency import SANITY_CHECKS
 from lthlib.ticket import Ticket, dense_ticket, shapes_of
 
 

@@ -16,7 +16,7 @@ from lthlib.studies import beyond as tables
 from lthlib.studies import beyond_figures as beyond_plots
 from lthlib.studies import frontier as frontier_tables
 from lthlib.studies.setting import Setting, train_arms
-from lthlib.theory.strong.search import Search
+from lthlib.theory.strong.search import SubsetSearch
 from lthlib.ticket import bases_for
 from lthlib.training.recipe import Recipe
 
@@ -153,7 +153,7 @@ def test_moved_masks_are_the_others_over_one_s_own_values(setting: Setting) -> N
 def test_the_frontier_knows_costs_and_who_is_beaten(setting: Setting, levels: list[Level]) -> None:
     trained = frontier_tables.weights_trained(levels, setting)
     popup = frontier_tables.scores_trained(levels, 1.0, setting)
-    strong = frontier_tables.constructed(levels, Search(candidates=16, eps=0.01, method="sparsest"), setting)
+    strong = frontier_tables.constructed(levels, SubsetSearch(candidates=16, eps=0.01, method="sparsest"), setting)
     shape, count = levels[0].tickets[0].architecture, len(DIGITS.train.labels)
     whole = training_cost(shape, RECIPE, count).sparse
     spent = trained.set_index(["finder", "asked", "seed"])["flops"]

@@ -7,7 +7,8 @@ from lthlib import data
 from lthlib.errors import InputError
 from lthlib.evidence.measure import difference_to
 from lthlib.finders import pruning_data as sanity
-from lthlib.finders.imp import train_dense
+from lthlib.finders.find import tickets_of
+from lthlib.finders.imp import after_training, train_dense
 from lthlib.masks.counts import counts_of
 from lthlib.models import architecture as models
 from lthlib.studies import saliency as tables
@@ -21,7 +22,7 @@ INITIAL = initial_tickets(models.architecture("lenet-20-12", DIGITS.input_shape,
 
 
 def test_arms_train_together_as_they_train_alone() -> None:
-    arms = {name: tables.tickets_of(name, INITIAL, 0.3, DIGITS) for name in ("magnitude", "snip")}
+    arms = {name: tickets_of(name, INITIAL, 0.3, DIGITS) for name in ("magnitude", "snip")}
     both = tables.connected_rows(arms, RECIPE, DIGITS, column="method")
     alone = tables.connected_rows({"snip": arms["snip"]}, RECIPE, DIGITS, column="method")
     part = both[both["method"] == "snip"].reset_index(drop=True)
@@ -36,8 +37,8 @@ def test_arms_may_have_other_replicates() -> None:
 
 
 def test_noise_needs_no_data_and_finds_another_mask() -> None:
-    noise = tables.tickets_of("snip, noise", INITIAL, 0.2, DIGITS)
-    data_driven = tables.tickets_of("snip", INITIAL, 0.2, DIGITS)
+    noise = tickets_of("snip, noise", INITIAL, 0.2, DIGITS)
+    data_driven = tickets_of("snip", INITIAL, 0.2, DIGITS)
     assert [one.kept for one in noise] == [one.kept for one in data_driven]
     assert any((noise[0].masks[name] != mask).any() for name, mask in data_driven[0].masks.items())
 
@@ -66,7 +67,7 @@ def test_sanity_arms_keep_the_count_and_corruptions_belong_to_methods_with_data(
 
 def test_after_training_keeps_initial_values_where_training_grew_them() -> None:
     dense = train_dense(of_seeds(INITIAL, SEEDS), RECIPE, DIGITS)
-    for ticket, run, start in zip(tables.after_training(dense, 0.1), dense, INITIAL, strict=True):
+    for ticket, run, start in zip(after_training(dense, 0.1), dense, INITIAL, strict=True):
         assert ticket.kept == round(0.1 * ticket.prunable)
         smallest = min(float(run.ticket.coefficients[n].abs()[m].min()) for n, m in ticket.masks.items() if m.any())
         largest = max(float(run.ticket.coefficients[n].abs()[~m].max()) for n, m in ticket.masks.items())

@@ -56,7 +56,7 @@ def test_a_given_distribution_is_judged_like_the_others() -> None:
 def test_pixel_rows_have_slope_minus_one_and_the_formulas_constant() -> None:
     rows = tables.pixel_rows(DIGITS, [0, 1], [0.1, 0.3], examples=100, preparations=["raw"], draws=1500)
     rows = rows[(rows["mask"] == "reweighted") & (rows["on"] == "w0") & (rows["distribution"] == "optimal")]
-    (slopes,) = tables.slopes(rows).values()
+    (slopes,) = tables.error_slopes(rows).values()
     (ratios,) = tables.ratios(rows).values()
     assert len(slopes) == len(ratios) == 2
     assert np.allclose(slopes, 0, atol=0.1)

@@ -11,7 +11,7 @@ from lthlib.errors import InputError
 from lthlib.studies import strong as strong_tables
 from lthlib.studies import strong_figures as strong_plots
 from lthlib.studies.strong import TARGET, Way
-from lthlib.theory.strong.search import Search
+from lthlib.theory.strong.search import SubsetSearch
 from lthlib.training.recipe import Recipe
 from lthlib.training.train import evaluate
 
@@ -20,7 +20,7 @@ from lthlib.training.train import evaluate
 def built():
     digits = data.load("digits", "data", device="cpu")
     trained = strong_tables.targets("lenet-12", digits, Recipe(learning_rate=0.1, epochs=3, evaluations=1), [0, 1])
-    ways = {"best": Way(Search(18, redraws=3)), "one more": Way(Search(18), "depth-plus-one")}
+    ways = {"best": Way(SubsetSearch(18, redraws=3)), "one more": Way(SubsetSearch(18), "depth-plus-one")}
     return digits, trained, *strong_tables.constructions(trained, ways, digits, keep=list(ways))
 
 

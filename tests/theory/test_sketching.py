@@ -232,7 +232,7 @@ def test_masks_train_as_columns_and_stay_masks():
 @given(seed=st.integers(0, 500), outputs=st.sampled_from([0, 2]), reweight=st.booleans(), count=st.integers(0, 4))
 def test_poisson_formulas_are_exact(seed, outputs, reweight, count):
     x, w, p = tiny(seed, outputs)
-    pi = sketching.inclusion_probabilities(p, count)
+    pi = sketching.poisson_probabilities(p, count)
     assert float(pi.sum()) == pytest.approx(count)
     exact = exact_over_subsets(x, w, pi, reweight=reweight)
     assert sketching.poisson_error(x, w, pi, reweight=reweight) == pytest.approx(exact, rel=1e-9, abs=1e-9)
@@ -241,7 +241,7 @@ def test_poisson_formulas_are_exact(seed, outputs, reweight, count):
 @pytest.mark.parametrize("reweight", [False, True])
 def test_monte_carlo_meets_the_poisson_formulas(problem, reweight):
     x, w0, _ = problem
-    pi = sketching.inclusion_probabilities(sketching.distribution("optimal", x, w0), 60)
+    pi = sketching.poisson_probabilities(sketching.distribution("optimal", x, w0), 60)
     masks = sketching.poisson_masks(pi, 4000, generator(9), reweight=reweight)
     formula = sketching.poisson_error(x, w0, pi, reweight=reweight)
     assert float(sketching.output_error(x, w0, masks).mean()) == pytest.approx(formula, rel=0.02)
@@ -252,7 +252,7 @@ def test_optimal_inclusion_beats_other_inclusions_of_the_same_count(problem):
     x, w0, _ = problem
     errors = [
         sketching.poisson_error(
-            x, w0, sketching.inclusion_probabilities(sketching.distribution(kind, x, w0), 60), reweight=True
+            x, w0, sketching.poisson_probabilities(sketching.distribution(kind, x, w0), 60), reweight=True
         )
         for kind in ("optimal", "magnitude", "uniform")
     ]
@@ -297,7 +297,7 @@ def test_synthetic_table_is_in_the_stated_order(problem):
     uniform = sketching.distribution("uniform", x, w0)
     s = draws_for(p, k)
     assert sketching.expected_distinct(p, s) == pytest.approx(k, abs=0.5)
-    pi = sketching.inclusion_probabilities(p, k)
+    pi = sketching.poisson_probabilities(p, k)
     masks = {
         "sketch": sketching.sketch_masks(p, s, draws, generator(13, "sketch"), reweight=True),
         "horvitz": sketching.poisson_masks(pi, draws, generator(13, "horvitz"), reweight=True),

@@ -21,10 +21,10 @@ from lthlib.training.proximal import (
     group_lp_threshold,
     group_soft_threshold,
     hard_threshold,
-    in_basis,
     low_rank_mask,
     lp_threshold,
     nuclear_threshold,
+    proximal_in_basis,
     rank,
     rank_truncation,
     row_norms,
@@ -154,7 +154,7 @@ def test_operator_in_a_basis_minimises_the_penalty_of_the_coefficients(rule, nam
     operator, penalty = PENALTIES[name]
     weight = gaussian((ROWS, COLUMNS), "weight")
     basis = bases(rule, {"w": (ROWS, COLUMNS)}, seed=2, weights={"w": gaussian((ROWS, COLUMNS), "other")})["w"]
-    found = in_basis(operator, basis, weight)
+    found = proximal_in_basis(operator, basis, weight)
     # The objective in weight space, h(B x): coefficients are made exactly sparse, for p = 0 counts them.
     best = objective(operator(basis.analyse(weight)), basis.analyse(weight), penalty)
     assert torch.allclose(basis.analyse(found), operator(basis.analyse(weight)), atol=1e-12)
@@ -233,7 +233,7 @@ def test_row_norms_ignore_bases_of_the_other_axes_but_not_of_the_rows():
         for rule in ("dct@in", "random@in", "hadamard@in"):
             basis = bases(rule, {"w": shape}, weights={"w": weight})["w"]
             assert torch.allclose(row_norms(basis.analyse(weight)), row_norms(weight), atol=1e-12)
-            shrunk = in_basis(lambda c: group_soft_threshold(c, 0.3), basis, weight)
+            shrunk = proximal_in_basis(lambda c: group_soft_threshold(c, 0.3), basis, weight)
             assert torch.allclose(shrunk, group_soft_threshold(weight, 0.3), atol=1e-12), "unit pruning commutes"
         mixed = bases("random@out", {"w": shape})["w"].analyse(weight)
         assert (row_norms(mixed) - row_norms(weight)).abs().max() > 0.1
@@ -251,7 +251,7 @@ def test_truncated_svd_is_one_shot_magnitude_pruning_in_the_svd_basis(shape):
         assert torch.equal(mask.view(shape), low_rank_mask(shape, kept, "diagonal"))
         pruned = basis.synthesise(coefficients * mask.view(shape))
         assert torch.allclose(pruned, rank_truncation(weight, kept), atol=1e-11)
-        hard = in_basis(lambda c, k=kept: rank_truncation(c, k), canonical(len(shape)), weight)
+        hard = proximal_in_basis(lambda c, k=kept: rank_truncation(c, k), canonical(len(shape)), weight)
         assert torch.allclose(pruned, hard, atol=1e-11)
 
 

@@ -1,13 +1,15 @@
 """The explorers where people use them: JupyterLab in Chromium, sliders moved by keyboard, buttons pressed.
 
 Needs Playwright for Python and a Chromium of the system; skips where one is missing. Screenshots are kept in pytest's
-folder for temporary files (`--basetemp` chooses it). `LTH_BROWSER=smoke` runs them, with the smoke profile's parameters
-for the notebooks, as `.ci/run` does; `LTH_BROWSER=quick` with the notebooks' own defaults. Without it they are left
-out: they take minutes, and a browser beside the other tests on every core waits longer for its kernels than it tests.
+folder for temporary files (`--basetemp` chooses it). They run where they are asked for (`-m browser -n 0`): a browser
+beside the other tests on every core waits longer for its kernels than it tests. Notebook 00 runs whole in the page; of
+the others the explorer opens on the session's smoke runs, and `-m nightly` runs those whole too, with the smoke
+profile's parameters or, with `LTH_BROWSER=quick`, the notebooks' own defaults.
 """
 
 import json
 import os
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -25,6 +27,7 @@ from browsing import (
     TROUBLE,
     Lab,
     code,
+    explorer_cells,
     free_port,
     idle,
     jupyterlab,
@@ -38,6 +41,7 @@ from browsing import (
     until,
     with_figures,
 )
+from smoke import smoke_pass
 
 from lthlib.widgets import (
     BasisExplorer,
@@ -51,6 +55,8 @@ from lthlib.workbook.notebooks import tags
 from lthlib.workbook.plan import plan
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# One notebook whole at every commit, all of them at night.
+WHOLE = [pytest.param(NOTEBOOKS[0], marks=pytest.mark.browser), *NOTEBOOKS[1:]]
 # Every explorer with nothing run before, and one whose training lasts long enough to be cancelled.
 CELLS = [
     "from lthlib.widgets import *\nfrom lthlib.widgets import loaded",
@@ -79,21 +85,14 @@ MOVES = {
 }
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (Debian: apt-get install chromium)"),
-    pytest.mark.skipif("LTH_BROWSER" not in os.environ, reason="browser tests run where LTH_BROWSER is smoke or quick"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (Debian: apt-get install chromium)")
 
 
-def small_copy(path: Path, target: Path, last: str) -> None:
-    """The notebook with its results in a folder of its own, the smoke profile's parameters unless asked not to, and
-    one more cell at its end."""
-    book = json.loads(path.read_text(encoding="utf-8"))
-    profile = "quick" if os.environ.get("LTH_BROWSER") == "quick" else "smoke"
-    (task,) = plan([path.stem], profile, [], str(target.parent / "results"))
-    at = next(number for number, cell in enumerate(book["cells"]) if "parameters" in tags(cell))
-    lines = "\n".join(f"{name} = {value!r}" for name, value in {**task.parameters, "out_dir": str(task.folder)}.items())
-    notebook(target, [*book["cells"][: at + 1], code(lines), *book["cells"][at + 1 :], code(last)])
+def small_copy(cells: list[dict[str, Any]], target: Path, parameters: dict[str, Any], last: str) -> None:
+    """A notebook of these cells with other parameters, and one more cell at its end."""
+    at = next(number for number, cell in enumerate(cells) if "parameters" in tags(cell))
+    lines = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    notebook(target, [*cells[: at + 1], code(lines), *cells[at + 1 :], code(last)])
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +109,7 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
+@pytest.mark.browser
 def test_explorers_move_train_cancel_and_survive_a_reload(browser: Any, lab: Lab) -> None:
     notebook(lab.folder / "explorers.ipynb", [code(text) for text in CELLS])
     with opened(browser, lab, "explorers.ipynb") as (page, errors):
@@ -160,6 +160,7 @@ def test_explorers_move_train_cancel_and_survive_a_reload(browser: Any, lab: Lab
         assert [text for text in errors if "lth" in text.lower() or "widget" in text.lower()] == []
 
 
+@pytest.mark.browser
 def test_an_explorer_cell_that_is_run_again_leaves_one_explorer(browser: Any, lab: Lab) -> None:
     count = (
         "from ipywidgets.widgets.widget import _instances\nprint('widgets:', len(_instances), f'in [{len(In) - 1}]')"
@@ -178,15 +179,37 @@ def test_an_explorer_cell_that_is_run_again_leaves_one_explorer(browser: Any, la
         assert page.locator(".lth-explorer").count() == 1
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.nightly
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
 def test_each_notebook_runs_and_its_explorer_moves(path: Path, browser: Any, lab: Lab) -> None:
-    name, label, keys, back, value = MOVES[path.stem]
+    profile = "quick" if os.environ.get("LTH_BROWSER") == "quick" else "smoke"
+    (task,) = plan([path.stem], profile, [], str(lab.folder / "results"))
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    moves_and_is_reloaded(browser, lab, path.stem, cells, {**task.parameters, "out_dir": str(task.folder)})
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
+def test_each_explorer_moves_on_a_finished_run(path: Path, browser: Any, lab: Lab, smoke: Path) -> None:
+    tasks, outcomes = smoke_pass(smoke, "first")
+    assert outcomes[path.stem].status == "done"
+    task = tasks[path.stem]
+    out = shutil.copytree(task.folder, lab.folder / "finished" / path.stem)
+    parameters = {**task.parameters, "out_dir": str(out)}
+    moves_and_is_reloaded(browser, lab, f"{path.stem}-explorer", explorer_cells(path), parameters)
+
+
+def moves_and_is_reloaded(
+    browser: Any, lab: Lab, stem: str, cells: list[dict[str, Any]], parameters: dict[str, Any]
+) -> None:
+    """Runs the cells in the page, moves their explorer by keyboard, reloads the page and moves it back."""
+    name, label, keys, back, value = MOVES[stem.removesuffix("-explorer")]
     last = (
         "now = explorer.settings\nprint('first:', explorer.readout(**now))\n"
         f"print('moved:', explorer.readout(**{{**now, '{name}': {value}}}))"
     )
-    small_copy(path, lab.folder / path.name, last)
-    with opened(browser, lab, path.name) as (page, _):
+    small_copy(cells, lab.folder / f"{stem}.ipynb", parameters, last)
+    with opened(browser, lab, f"{stem}.ipynb") as (page, _):
         run_all(page)
         answer = page.locator("pre:has-text('moved: '):has-text('first: ')")
         ended = f"pre:has-text('moved: '):has-text('first: '), {TROUBLE}"
@@ -203,16 +226,17 @@ def test_each_notebook_runs_and_its_explorer_moves(path: Path, browser: Any, lab
         assert (readout.inner_text(), first != moved) == (first, True)
         press(page, explorer, label, keys, moved)
         assert page.locator(".jp-OutputArea-output img").count() > 1
-        page.screenshot(path=lab.folder / f"{path.stem}.png")
+        page.screenshot(path=lab.folder / f"{stem}.png")
 
         saved_and_reloaded(page)
         readout.wait_for()
         explorer.scroll_into_view_if_needed()
         until(page, lambda: readout.inner_text() == moved, readout.inner_text)
         press(page, explorer, label, back, first)
-        page.screenshot(path=lab.folder / f"{path.stem}-reloaded.png")
+        page.screenshot(path=lab.folder / f"{stem}-reloaded.png")
 
 
+@pytest.mark.browser
 def test_the_dashboard_opens_its_tabs(browser: Any, tmp_path: Path) -> None:
     pytest.importorskip("voila", reason="Voila is not installed (./run_all.sh app installs it)")
     port = free_port()
@@ -235,6 +259,7 @@ def test_the_dashboard_opens_its_tabs(browser: Any, tmp_path: Path) -> None:
         page.close()
 
 
+@pytest.mark.browser
 def test_the_server_wants_its_token_and_listens_here_only(lab: Lab) -> None:
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(f"{lab.address}/api/contents", timeout=30)
@@ -242,4 +267,4 @@ def test_the_server_wants_its_token_and_listens_here_only(lab: Lab) -> None:
     table = Path("/proc/net/tcp")
     if table.exists():
         listening = [line.split()[1] for line in table.read_text().splitlines()[1:] if line.split()[3] == "0A"]
-        assert [one.split(":")[0] for one in listening if int(one.split(":")[1], 16) == port] == ["0100007F"]
+        assert [text.split(":")[0] for text in listening if int(text.split(":")[1], 16) == port] == ["0100007F"]

@@ -66,7 +66,10 @@ case "$*" in
 "-m venv --clear .venv") rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
 esac
 echo "$*" >>"{log}"
-case "$*" in "-m pip install"*) exit "${{INSTALL:-0}}" ;; esac
+case "$*" in
+"-m pip install"*) exit "${{INSTALL:-0}}" ;;
+*browser*) exit "${{BROWSER:-0}}" ;;
+esac
 """
 INSTALL = "-m pip install --disable-pip-version-check -c constraints.txt -e .[test]"
 VENV = "-m venv --clear .venv"
@@ -82,7 +85,7 @@ class Machine:
         self.project = folder / "project"
         for path in (self.bin, self.project):
             path.mkdir()
-        for name in ("bash", "cat", "cksum", "cp", "dirname", "mkdir", "rm", "sed", "touch"):
+        for name in ("bash", "cat", "cksum", "cp", "dirname", "mkdir", "mktemp", "rm", "sed", "touch"):
             (self.bin / name).symlink_to(shutil.which(name) or name)
         for name in ("run_all.sh", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.project)
@@ -108,10 +111,10 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    made = Machine(tmp_path)
-    made.python("python3.13", works=False)  # a pyenv shim of a version that is not active
-    made.python("python3.12")
-    return made
+    machine = Machine(tmp_path)
+    machine.python("python3.13", works=False)  # a pyenv shim of a version that is not active
+    machine.python("python3.12")
+    return machine
 
 
 def test_first_call_sets_up_and_later_calls_do_not(machine: Machine) -> None:
@@ -148,6 +151,22 @@ def test_test_runs_every_check(machine: Machine) -> None:
     calls = machine.run("test", "-x")[1]
     assert [call.split()[1] for call in calls] == ["ruff", "ruff", "mypy", "nbstripout", "pytest"]
     assert calls[-1] == "-m pytest -x"
+    calls = machine.run("check", "-x")[1]
+    assert [call.split()[1] for call in calls] == ["ruff", "ruff", "mypy", "nbstripout", "pytest"]
+    assert calls[-1] == "-m pytest -m unit -x"
+
+
+def test_the_browser_comes_last_where_there_is_one_and_is_tried_twice(machine: Machine) -> None:
+    machine.run()
+    code, calls, error = machine.run("test")
+    assert (code, calls[-1]) == (0, "-m pytest -m unit or notebook")
+    assert "the tests in a browser were left out" in error
+    (machine.bin / "chromium").symlink_to("/bin/sh")
+    alone = "-m pytest -m browser -n 0 -rs"
+    assert machine.run("test")[1][-2:] == ["-m pytest -m unit or notebook", alone]
+    code, calls, _ = machine.run("test", BROWSER="1")
+    assert (code, calls[-2:]) == (1, [alone, f"{alone} --last-failed"])
+    assert machine.run("python", "a.py")[1] == ["a.py"]
 
 
 def test_changed_pins_are_installed_into_the_same_venv(machine: Machine) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smoke import smoke_pass
 
 from lthlib.workbook.html import markdown_html
 from lthlib.workbook.notebooks import read, source, tags
 from lthlib.workbook.plan import plan
-from lthlib.workbook.run import run_notebook
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -75,12 +75,13 @@ def test_profiles_say_only_what_the_notebooks_understand(profile: Path) -> None:
     assert len(plan([], profile.stem, [], "results")) == len(NOTEBOOKS)
 
 
+@pytest.mark.notebook
 @each
-def test_a_notebook_runs_and_leaves_its_results(path: Path, tmp_path: Path) -> None:
+def test_a_notebook_runs_and_leaves_its_results(path: Path, smoke: Path) -> None:
     from lthlib.evidence.results import CLAIM_FIELDS, read_metrics
 
-    (task,) = plan([path.stem], "smoke", [], str(tmp_path))
-    outcome = run_notebook(task.notebook, task.parameters, task.out_dir)
+    tasks, outcomes = smoke_pass(smoke, "first")
+    task, outcome = tasks[path.stem], outcomes[path.stem]
     assert (outcome.status, outcome.reason) == ("done", "")
     assert len(read_metrics(task.folder)) > 0
     claims = json.loads((task.folder / "claims.json").read_text())
@@ -94,11 +95,12 @@ def test_a_notebook_runs_and_leaves_its_results(path: Path, tmp_path: Path) -> N
     assert "untranslated-latex" not in page
 
 
+@pytest.mark.notebook
 @each
-def test_the_same_seed_gives_the_same_bits(path: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bits(path: Path, smoke: Path) -> None:
     tables = []
-    for place in ("first", "second"):
-        (task,) = plan([path.stem], "smoke", [], str(tmp_path / place))
-        assert run_notebook(task.notebook, task.parameters, task.out_dir).status == "done"
-        tables.append((task.folder / "metrics.parquet").read_bytes())
+    for name in ("first", "again"):
+        tasks, outcomes = smoke_pass(smoke, name)
+        assert outcomes[path.stem].status == "done"
+        tables.append((tasks[path.stem].folder / "metrics.parquet").read_bytes())
     assert tables[0] == tables[1]

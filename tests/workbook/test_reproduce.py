@@ -118,6 +118,7 @@ def unbound(text: str) -> set[str]:
     return (inner | set(top.get_identifiers())) - bound
 
 
+@pytest.mark.notebook
 def test_a_cheap_claim_comes_out_as_it_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in THREADS:  # as many as the record had
         monkeypatch.delenv(name, raising=False)

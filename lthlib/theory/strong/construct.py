@@ -3,7 +3,7 @@
 Each weight of the target becomes a sum of a few random products (two source layers a target layer) or of a few random
 weights of equal neurons (one layer more than the target). The result is a real `Ticket`: the random source network
 with a mask, which runs through the ordinary forward pass. Constructions: Malach et al. (ICML 2020), Orseau et al.
-(NeurIPS 2020) and Pensia et al. (NeurIPS 2020) by the method of `Search`; Burkholz (NeurIPS 2022) for "depth-plus-one".
+and Pensia et al. (NeurIPS 2020) by the method of `SubsetSearch`; Burkholz (NeurIPS 2022) for "depth-plus-one".
 Their released code writes the sums into a network of the target's shape; here nothing is emulated.
 """
 
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lthlib import basis
 from lthlib.errors import InputError, unknown
-from lthlib.models.architecture import Architecture, build, prunable
+from lthlib.models.architecture import build, prunable
 from lthlib.randomness import generator
 from lthlib.theory.strong.layers import Account, SourceLayer, activated, single, two_layer
-from lthlib.theory.strong.search import Search, draw
+from lthlib.theory.strong.search import SubsetSearch, draw_weights
 from lthlib.theory.strong.sources import LEAK, Affine, Node, Residual, affines, read, run, source
 from lthlib.theory.subset_sum.solve import Array
 from lthlib.ticket import Ticket
@@ -87,11 +87,11 @@ class Construction:
             raise InputError(f"effective weights of a {self.kind!r} ticket: each copy of a neuron has its own")
         state, names = self.ticket.state(), list(self.ticket.masks)
         leak = LEAK if _has(self.nodes, "leaky") else 0.0
-        found = {}
+        layers = {}
         for affine, inner, outer in zip(affines(self.nodes), names[::2], names[1::2], strict=True):
             constants = state[inner.removesuffix("weight") + "bias"].double()
-            found[affine.name] = _effective(affine, state[inner], state[outer], constants, leak)
-        return found
+            layers[affine.name] = _effective(affine, state[inner], state[outer], constants, leak)
+        return layers
 
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Tensor:
@@ -112,16 +112,16 @@ class Construction:
         effective = self.effective
 
         def layer(affine: Affine, x: Tensor) -> Tensor:
-            mine = effective[affine.name]
-            below = affine.apply(x.clamp(max=0), mine.negative, None)
-            return affine.apply(x.clamp(min=0), mine.positive, mine.bias) + below
+            weights = effective[affine.name]
+            below = affine.apply(x.clamp(max=0), weights.negative, None)
+            return affine.apply(x.clamp(min=0), weights.positive, weights.bias) + below
 
         return run(self.nodes, inputs.double(), layer)
 
 
 def construct(
     target: Ticket,
-    search: Search | None = None,
+    search: SubsetSearch | None = None,
     *,
     kind: str = "two-layer",
     seed: int = 0,
@@ -141,28 +141,15 @@ def construct(
     """
     if kind not in KINDS:
         raise unknown("construction", kind, KINDS)
-    search = search or Search()
+    search = search or SubsetSearch()
     nodes = read(target)
     layers = list(affines(nodes))
     tolerances = list(eps) if eps is not None else [search.eps] * len(layers)
     if len(tolerances) != len(layers):
         raise InputError(f"{len(tolerances)} tolerances for a target of {len(layers)} layers (valid: one a layer)")
-    shape, classes = target.architecture.input_shape, target.architecture.classes
-    if kind == "two-layer":
-        parts, text, rows = _two_layers(nodes, search, tolerances, seed, signed_inputs)
-    else:
-        parts, text, rows = _depth_plus_one(nodes, search, tolerances, seed, signed_inputs)
-    return _assembled(source(text, shape, classes), parts, nodes, pd.DataFrame(rows), kind, seed)
-
-
-def _assembled(
-    architecture: Architecture,
-    parts: list[SourceLayer],
-    nodes: tuple[Node, ...],
-    rows: pd.DataFrame,
-    kind: str,
-    seed: int,
-) -> Construction:
+    build_up = _two_layers if kind == "two-layer" else _depth_plus_one
+    parts, text, rows = build_up(nodes, search, tolerances, seed, signed_inputs)
+    architecture = source(text, target.architecture.input_shape, target.architecture.classes)
     names = prunable(architecture)
     weights = {name: torch.from_numpy(part.weight) for name, part in zip(names, parts, strict=True)}
     biases = {name.removesuffix("weight") + "bias": part for name, part in zip(names, parts, strict=True)}
@@ -176,7 +163,7 @@ def _assembled(
         rest={name: bias * kept[name] for name, bias in drawn.items()},
         seed=seed,
     )
-    return Construction(ticket, nodes, rows, drawn, kept, kind)
+    return Construction(ticket, nodes, pd.DataFrame(rows), drawn, kept, kind)
 
 
 # --- whole networks ---
@@ -200,7 +187,7 @@ def _signs(nodes: Sequence[Node], signed: bool) -> tuple[dict[str, bool], bool]:
 
 
 def _two_layers(
-    nodes: tuple[Node, ...], search: Search, eps: list[float], seed: int, signed_inputs: bool
+    nodes: tuple[Node, ...], search: SubsetSearch, eps: list[float], seed: int, signed_inputs: bool
 ) -> tuple[list[SourceLayer], str, list[dict[str, object]]]:
     signs, _ = _signs(nodes, signed_inputs)
     activation = "leaky" if _has(nodes, "leaky") else "relu"
@@ -250,11 +237,14 @@ def _effective(affine: Affine, inner: Tensor, outer: Tensor, constants: Tensor, 
 
 
 def _depth_plus_one(
-    nodes: tuple[Node, ...], search: Search, eps: list[float], seed: int, signed_inputs: bool
+    nodes: tuple[Node, ...], search: SubsetSearch, eps: list[float], seed: int, signed_inputs: bool
 ) -> tuple[list[SourceLayer], str, list[dict[str, object]]]:
     layers = list(affines(nodes))
-    _check_plain(nodes)
-    found = next((node for node in nodes if isinstance(node, str) and node in ("relu", "leaky", "tanh")), "relu")
+    if any(isinstance(node, Residual) for node in nodes):
+        raise InputError("residual blocks are not covered by 'depth-plus-one' (valid: kind 'two-layer')")
+    if "sigmoid" in nodes:
+        raise InputError("activation 'sigmoid' is not covered by 'depth-plus-one' (valid: relu, leaky, tanh)")
+    activation = next((node for node in nodes if isinstance(node, str) and node in ("relu", "leaky", "tanh")), "relu")
     copies, constants = search.candidates, 2 * search.candidates
     parts: list[SourceLayer] = []
     accounts: list[Account] = []
@@ -267,9 +257,9 @@ def _depth_plus_one(
         follow = 0 if number == len(layers) - 1 else constants
         positions = affine.weight.shape[1] // len(before.weight)
         incoming = len(before.weight) * copies + constants
-        bias = draw(search.law, (incoming,), generator(seed, "strong", before.name, "outer bias"))
+        bias = draw_weights(search.law, (incoming,), generator(seed, "strong", before.name, "outer bias"))
         layer, account, alive_before, held = single(
-            affine, search, eps[number], seed, activated(bias, found), positions, after, alive, follow
+            affine, search, eps[number], seed, activated(bias, activation), positions, after, alive, follow
         )
         parts.insert(0, layer)
         accounts.insert(0, account)
@@ -278,7 +268,7 @@ def _depth_plus_one(
         alive, constants_used = alive_before, held
     last = len(layers) == 1
     inner, outer, account = two_layer(
-        layers[0], search, eps[0], seed, signed=signed_inputs, activation=found, alive=alive,
+        layers[0], search, eps[0], seed, signed=signed_inputs, activation=activation, alive=alive,
         copies=1 if last else copies, constants=0 if last else constants,
     )  # fmt: skip
     if not last:
@@ -291,13 +281,6 @@ def _depth_plus_one(
             words.append(str(node))
             continue
         if node is layers[0]:
-            words += [node.text(len(inner.bias), taps=(1, 1), stride=1), found]
+            words += [node.text(len(inner.bias), taps=(1, 1), stride=1), activation]
         words.append(node.text(len(next(sizes).bias)))
-    return parts, "-".join(words), [one.row() for one in [account, *accounts]]
-
-
-def _check_plain(nodes: Sequence[Node]) -> None:
-    if any(isinstance(node, Residual) for node in nodes):
-        raise InputError("residual blocks are not covered by 'depth-plus-one' (valid: kind 'two-layer')")
-    if "sigmoid" in nodes:
-        raise InputError("activation 'sigmoid' is not covered by 'depth-plus-one' (valid: relu, leaky, tanh)")
+    return parts, "-".join(words), [entry.row() for entry in [account, *accounts]]

@@ -1,11 +1,12 @@
 """Equivariant tickets: prune coefficients of an equivariant source in its basis, and it stays equivariant exactly.
 
-Sources and targets are layers of `strong_sources` that commute with a group: "sets" with permutations of the members
+Sources and targets are layers of `strong.sources` that commute with a group: "sets" with permutations of the members
 (two basis elements: the identity and the mean), "cyclic" with shifts (one a tap). Pruning such coefficients is Ferbach
 et al. (ICLR 2023); pruning entries of the matrices that they stand for is the control, and breaks the symmetry.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import pandas as pd
 import torch
@@ -16,7 +17,7 @@ from lthlib.models.architecture import build
 from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
 from lthlib.theory.strong.construct import construct
-from lthlib.theory.strong.search import Search
+from lthlib.theory.strong.search import SubsetSearch
 from lthlib.theory.strong.sources import Affine, Function, read, run, source
 from lthlib.ticket import Ticket, dense_ticket
 
@@ -80,8 +81,8 @@ def raw_pruned_error(ticket: Ticket, inputs: Tensor, seed: int) -> float:
         images = affine.apply(unit, affine.weight, None)
         matrix = images.flatten(1)
         if affine.name not in masks:
-            draw = torch.rand(matrix.shape, generator=generator(seed, "raw", affine.name))
-            masks[affine.name] = draw < densities[affine.name]
+            uniform = torch.rand(matrix.shape, generator=generator(seed, "raw", affine.name))
+            masks[affine.name] = uniform < densities[affine.name]
         out = (x.flatten(1) @ (matrix * masks[affine.name])).reshape(-1, *images.shape[1:])
         return out if affine.bias is None else out + affine.bias.view(-1, 1, 1)
 
@@ -89,22 +90,21 @@ def raw_pruned_error(ticket: Ticket, inputs: Tensor, seed: int) -> float:
 
 
 def equivariance_rows(
-    seeds: Sequence[int], search: Search, *, members: int = 6, channels: int = 2, widths: Sequence[int] = (4, 4)
+    seeds: Sequence[int], search: SubsetSearch, *, members: int = 6, channels: int = 2, widths: Sequence[int] = (4, 4)
 ) -> pd.DataFrame:
     """One row a group, seed and arm (target, ticket, raw pruning): equivariance error, and the ticket's distance from
     its target, density and unreached weights."""
     rows = []
-    for group in GROUPS:
-        for seed in seeds:
-            target = equivariant_target(group, members, channels, widths, 3, seed)
-            found = construct(target, search, seed=seed)
-            inputs = torch.randn(20, *target.architecture.input_shape, generator=generator(seed, "inputs"))
-            common = {"group": group, "seed": seed, "density": found.counts["density"]}
-            common |= {"sup_error": found.sup_error(inputs), "unreached": found.unreached}
-            errors = {
-                "target": equivariance_error(target, inputs),
-                "ticket": equivariance_error(found.ticket, inputs),
-                "raw pruning": raw_pruned_error(found.ticket, inputs, seed),
-            }
-            rows += [common | {"arm": arm, "error": error} for arm, error in errors.items()]
+    for group, seed in product(GROUPS, seeds):
+        target = equivariant_target(group, members, channels, widths, 3, seed)
+        construction = construct(target, search, seed=seed)
+        inputs = torch.randn(20, *target.architecture.input_shape, generator=generator(seed, "inputs"))
+        common = {"group": group, "seed": seed, "density": construction.counts["density"]}
+        common |= {"sup_error": construction.sup_error(inputs), "unreached": construction.unreached}
+        errors = {
+            "target": equivariance_error(target, inputs),
+            "ticket": equivariance_error(construction.ticket, inputs),
+            "raw pruning": raw_pruned_error(construction.ticket, inputs, seed),
+        }
+        rows += [common | {"arm": arm, "error": error} for arm, error in errors.items()]
     return pd.DataFrame(rows)

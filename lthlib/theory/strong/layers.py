@@ -7,7 +7,7 @@ import numpy as np
 
 from lthlib.errors import InputError
 from lthlib.randomness import generator
-from lthlib.theory.strong.search import Search, choose, draw
+from lthlib.theory.strong.search import SubsetSearch, choose, draw_weights
 from lthlib.theory.strong.sources import LEAK, Affine
 from lthlib.theory.subset_sum.solve import Array
 
@@ -40,6 +40,11 @@ class Account:
     largest: float = 0.0
     total: float = 0.0
 
+    def judge(self, errors: Array) -> None:
+        """Notes the errors that the layer's weights are left with."""
+        self.unreached = int((errors > self.eps).sum())
+        self.largest, self.total = float(errors.max(initial=0)), float(errors.sum())
+
     def row(self) -> dict[str, object]:
         """The account as one row of `Construction.layers`."""
         mean = self.total / max(1, self.weights)
@@ -55,7 +60,7 @@ def _choose(
     gains: Sequence[Array],
     wanted: Array,
     where: Array,
-    search: Search,
+    search: SubsetSearch,
     account: Account,
     skip: bool,
 ) -> Array:
@@ -63,7 +68,7 @@ def _choose(
     with `gains[i]` shall sum to `wanted` (P,). Sets `mask` (O, N, T) and returns what is left of `wanted` (P,). With
     `skip`, what is within the tolerance of 0 is left as it is."""
     left = wanted.copy()
-    lengths = np.array([len(one) for one in columns])
+    lengths = np.array([len(column) for column in columns])
     open_places = (np.abs(wanted) > account.eps) if skip else np.ones(len(wanted), bool)
     for length in np.unique(lengths):
         group = np.flatnonzero((lengths == length)[where[:, 1]] & open_places)
@@ -86,14 +91,26 @@ def _choose(
     return left
 
 
-def _places(outputs: Array, inputs: int, taps: int) -> Array:
-    grid = np.meshgrid(outputs, np.arange(inputs), np.arange(taps), indexing="ij")
-    return np.stack([axis.ravel() for axis in grid], axis=1)
+def _goals(affine: Affine, copies: int, alive: Array | None) -> tuple[Array, Array, Array]:
+    """What a layer shall be: `copies` of each output (O, inputs, taps), the outputs that are wanted, and the places
+    (P, 3) to be chosen for. A bias is one input more, at the centre tap, its hidden neurons passing on their bias."""
+    goals = affine.weight.numpy().reshape(*affine.weight.shape[:2], -1)
+    outputs, inputs, taps = goals.shape
+    centre = int(np.ravel_multi_index(affine.identity, affine.weight.shape[2:])) if affine.weight.dim() > 2 else 0
+    if affine.bias is not None:
+        constant = np.zeros((outputs, 1, taps))
+        constant[:, 0, centre] = affine.bias.numpy()
+        goals = np.concatenate([goals, constant], axis=1)
+    goals = np.repeat(goals, copies, axis=0)
+    rows = np.arange(len(goals)) if alive is None else np.flatnonzero(alive)
+    grid = np.meshgrid(rows, np.arange(goals.shape[1]), np.arange(taps), indexing="ij")
+    where = np.stack([axis.ravel() for axis in grid], axis=1)
+    return goals, rows, where[(where[:, 1] < inputs) | (where[:, 2] == centre)]
 
 
 def two_layer(
     affine: Affine,
-    search: Search,
+    search: SubsetSearch,
     eps: float,
     seed: int,
     *,
@@ -109,19 +126,8 @@ def two_layer(
     output is built `copies` times, where `alive` (outputs * copies,) says so, and followed by `constants` neurons
     without inputs. Raises InputError for more weights than fit.
     """
-    weight = affine.weight.flatten(2).numpy() if affine.weight.dim() > 2 else affine.weight.numpy()[:, :, None]
-    outputs, inputs, taps = weight.shape
-    centre = int(np.ravel_multi_index(affine.identity, affine.weight.shape[2:])) if affine.weight.dim() > 2 else 0
-    goals = weight.astype(np.float64)
-    # the bias is one more input, whose hidden neurons have no input and pass on their own bias
-    if affine.bias is not None:
-        extra = np.zeros((outputs, 1, taps))
-        extra[:, 0, centre] = affine.bias.numpy()
-        goals = np.concatenate([goals, extra], axis=1)
-    goals = np.repeat(goals, copies, axis=0)
-    rows = np.arange(len(goals)) if alive is None else np.flatnonzero(alive)
-    where = _places(rows, goals.shape[1], taps)
-    where = where[(where[:, 1] < inputs) | (where[:, 2] == centre)]
+    goals, rows, where = _goals(affine, copies, alive)
+    inputs, taps = affine.weight.shape[1], goals.shape[2]
     account = Account(affine.name, len(where), eps)
     block = 2 * search.candidates if activation != "tanh" else search.candidates
     inner_taps = 2 if affine.kind == "sets" else 1
@@ -138,8 +144,7 @@ def two_layer(
             todo = todo[errors[todo] > eps]
             if not len(todo):
                 break
-    account.unreached = int((errors > eps).sum())
-    account.largest, account.total = float(errors.max(initial=0)), float(errors.sum())
+    account.judge(errors)
     inner, outer = state.layers(affine)
     account.kept = int(outer.mask.sum())
     outer.bias_mask[len(goals) :] = True
@@ -158,7 +163,15 @@ class _Blocks:
     """Hidden neurons of one target layer, drawn a block an input; a redraw adds blocks."""
 
     def __init__(
-        self, search: Search, seed: int, name: str, inputs: int, inner_taps: int, outputs: int, taps: int, kind: str
+        self,
+        search: SubsetSearch,
+        seed: int,
+        name: str,
+        inputs: int,
+        inner_taps: int,
+        outputs: int,
+        taps: int,
+        kind: str,
     ) -> None:
         self.search, self.inputs, self.inner_taps, self.kind = search, inputs, inner_taps, kind
         self.outputs, self.taps = outputs, taps
@@ -188,39 +201,37 @@ class _Blocks:
                 left[tuple(where.T)] = self.goals[tuple(where.T)]
         used = np.unique(where[:, 1])
         owner = np.repeat(used, block)
-        inner = draw(search.law, (len(owner), self.inputs, self.inner_taps), generator(*self.purpose, "inner", number))
-        bias = draw(search.law, (len(owner),), generator(*self.purpose, "bias", number))
-        outer = draw(search.law, (self.outputs, len(owner), self.taps), generator(*self.purpose, "outer", number))
+        inner = draw_weights(
+            search.law, (len(owner), self.inputs, self.inner_taps), generator(*self.purpose, "inner", number)
+        )
+        bias = draw_weights(search.law, (len(owner),), generator(*self.purpose, "bias", number))
+        outer = draw_weights(
+            search.law, (self.outputs, len(owner), self.taps), generator(*self.purpose, "outer", number)
+        )
         if self.kind == "tanh":
             inner, bias = inner * np.float32(LINEAR_SCALE), bias * np.float32(LINEAR_SCALE)
             outer = outer * np.float32(1 / LINEAR_SCALE)
         mask = np.zeros(outer.shape, bool)
         self.parts.append((owner, inner, bias, outer, mask))
-        own = inner[np.arange(len(owner)), np.minimum(owner, self.inputs - 1), 0].astype(np.float64)
-        gain = np.where(owner < self.inputs, own, bias.astype(np.float64))
+        weights = inner[np.arange(len(owner)), np.minimum(owner, self.inputs - 1), 0].astype(np.float64)
+        gain = np.where(owner < self.inputs, weights, bias.astype(np.float64))
         errors = np.zeros(len(where))
         for side in sides:
             columns, gains = [], []
             for i in range(self.inputs + 1):
-                place = np.searchsorted(used, i)
-                mine = np.arange(0)
-                if place < len(used) and used[place] == i:
-                    mine = np.arange(place * block, (place + 1) * block)
-                if i == self.inputs:
-                    alive = mine if self.kind == "tanh" else mine[gain[mine] > 0]
-                    fitting = alive if side > 0 else mine[:0]
-                    gains.append(activated(gain[fitting[: search.candidates]], self.kind))
-                else:
-                    fitting = mine if self.kind == "tanh" else mine[side * gain[mine] > 0]
-                    gains.append(gain[fitting[: search.candidates]])
-                columns.append(fitting[: search.candidates])
+                neurons = np.arange(*np.searchsorted(owner, [i, i + 1]))
+                if self.kind != "tanh":
+                    neurons = neurons[(side if i < self.inputs else 1) * gain[neurons] > 0]
+                # constants are no inputs: they serve one side only
+                fitting = neurons[: search.candidates if i < self.inputs or side > 0 else 0]
+                columns.append(fitting)
+                gains.append(gain[fitting] if i < self.inputs else activated(gain[fitting], self.kind))
             here = np.flatnonzero((where[:, 1] < self.inputs) | (side > 0))
             wanted = self.left[side][tuple(where[here].T)]
-            found = _choose(
-                outer, mask, columns, gains, wanted, where[here], search, account, again or search.round_small
-            )
-            self.left[side][tuple(where[here].T)] = found
-            errors[here] = np.maximum(errors[here], np.abs(found))
+            skip = again or search.round_small
+            rest = _choose(outer, mask, columns, gains, wanted, where[here], search, account, skip)
+            self.left[side][tuple(where[here].T)] = rest
+            errors[here] = np.maximum(errors[here], np.abs(rest))
         return errors
 
     def layers(self, affine: Affine) -> tuple[SourceLayer, SourceLayer]:
@@ -237,7 +248,7 @@ class _Blocks:
         else:
             inner_shape = (*inner.shape[:2], 1, 2 if affine.kind == "sets" else 1)
             outer_shape = (*outer.shape[:2], *affine.weight.shape[2:])
-        plain = draw(self.search.law, (self.outputs,), generator(*self.purpose, "outer bias"))
+        plain = draw_weights(self.search.law, (self.outputs,), generator(*self.purpose, "outer bias"))
         return (
             SourceLayer(inner.reshape(inner_shape), inner_mask.reshape(inner_shape), bias,
                         used & (owner == self.inputs)),
@@ -254,7 +265,7 @@ def activated(value: Array, kind: str) -> Array:
 
 def single(
     affine: Affine,
-    search: Search,
+    search: SubsetSearch,
     eps: float,
     seed: int,
     bias: Array,
@@ -268,9 +279,8 @@ def single(
 
     `bias`: what the neurons before pass on with no input. `positions`: inputs a channel, after a flattening.
     """
-    weight = affine.weight.flatten(2).numpy() if affine.weight.dim() > 2 else affine.weight.numpy()[:, :, None]
-    outputs, inputs, taps = weight.shape
-    centre = int(np.ravel_multi_index(affine.identity, affine.weight.shape[2:])) if affine.weight.dim() > 2 else 0
+    goals, _, where = _goals(affine, copies, alive)
+    inputs, taps = affine.weight.shape[1], goals.shape[2]
     n, channels = search.candidates, inputs // positions
     spare = 2 * n
     columns = [(np.arange(n) + (i // positions) * n) * positions + i % positions for i in range(inputs)]
@@ -280,27 +290,19 @@ def single(
     usable = strongest[bias[strongest] != 0]
     columns.append(usable * positions)
     gains.append(bias[usable].astype(np.float64))
-    goals = np.concatenate([weight, np.zeros((outputs, 1, taps))], axis=1)
-    goals[:, inputs, centre] = 0.0 if affine.bias is None else affine.bias.numpy()
-    goals = np.repeat(goals, copies, axis=0)
-    rows = np.arange(len(goals)) if alive is None else np.flatnonzero(alive)
-    where = _places(rows, inputs + 1, taps)
-    biased = (where[:, 2] == centre) & bool(affine.bias is not None)
-    where = where[(where[:, 1] < inputs) | biased]
     total = len(goals) + constants
     fan_in = (channels * n + spare) * positions
     _refuse_large(total * fan_in * taps)
     purpose = (seed, "strong", affine.name)
-    outer = draw(search.law, (total, fan_in, taps), generator(*purpose, "single"))
+    outer = draw_weights(search.law, (total, fan_in, taps), generator(*purpose, "single"))
     mask = np.zeros(outer.shape, bool)
     account = Account(affine.name, len(where), eps)
     wanted = goals[tuple(where.T)]
     errors = np.abs(_choose(outer, mask, columns, gains, wanted, where, search, account, search.round_small))
-    account.unreached = int((errors > eps).sum())
+    account.judge(errors)
     account.kept = int(mask.sum())
-    account.largest, account.total = float(errors.max(initial=0)), float(errors.sum())
     used: Array = np.any(mask.any(axis=(0, 2), keepdims=True).reshape(-1, positions), axis=1, keepdims=True)[:, 0]
     shape = (total, fan_in, *affine.weight.shape[2:])
-    own = draw(search.law, (total,), generator(*purpose, "outer bias"))
-    layer = SourceLayer(outer.reshape(shape), mask.reshape(shape), own, np.zeros(total, bool))
+    biases = draw_weights(search.law, (total,), generator(*purpose, "outer bias"))
+    layer = SourceLayer(outer.reshape(shape), mask.reshape(shape), biases, np.zeros(total, bool))
     return layer, account, used[: channels * n], used[channels * n :]

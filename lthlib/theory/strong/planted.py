@@ -15,17 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lthlib.data import Dataset, Split
 from lthlib.errors import InputError, unknown
-from lthlib.finders.supermask import random_source
-from lthlib.finders.supermask_search import Supermask, Task
-from lthlib.models.architecture import architecture
-from lthlib.randomness import generator
 from lthlib.ticket import Ticket, forward_of
 
 TASKS = ("circle", "relu", "helix")
 KNOTS = {"circle": 10, "relu": 0, "helix": 30}
 INPUTS = {"circle": 2, "relu": 1, "helix": 1}
+OUTPUTS = {"circle": 4, "relu": 2, "helix": 3}
 BOUNDARIES = (0.2, 0.5, 0.7)
 
 
@@ -66,19 +62,6 @@ class Planted:
     ticket: Ticket
     output_scale: float
     matched: float
-
-    def settings(self, method: str = "edge-popup", layers: str = "planted") -> Supermask:
-        """Settings that ask a finder for the planted density.
-
-        `layers`: in each layer the planted one's count ("planted"), one density in every layer ("equal", as in the
-        released code, though that need not admit the planted ticket), or one ranking of all weights ("global").
-        """
-        if layers not in ("planted", "equal", "global"):
-            raise unknown("layers", layers, ("planted", "equal", "global"))
-        if layers == "planted":
-            counts = tuple(int(mask.sum()) for mask in self.ticket.masks.values())
-            return Supermask(method, self.ticket.density, counts=counts)
-        return Supermask(method, self.ticket.density, scope="global" if layers == "global" else "layerwise")
 
 
 # -------------------------------------------------------------------------------------------------------- the targets
@@ -179,47 +162,43 @@ def _interpolation(function: Callable[[Tensor], Tensor], low: float, high: float
 
 
 def plant(
+    source: Ticket,
     task: str,
-    depth: int = 4,
-    width: int = 50,
-    seed: int = 0,
     *,
     knots: int | None = None,
     output_scale: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Planted:
-    r"""Hides the task's target in a random network of `depth` linear layers with hidden layers of `width`.
+    r"""Hides the task's target in a random fully connected network, `source`, as deep as the target shall be.
 
-    The source has N(0, 2 / fan_in) weights and product-scaled biases (`random_source` with `bias_scale=1`). Each hidden
-    target neuron takes, of the free source neurons with the needed signs, the one whose needed weights and bias are
-    nearest (in $\ell_1$) to a positive multiple c of the target's; these become c times the target's, and what reads
-    the neuron is divided by c. Where no signs fit, the nearest free neuron in magnitude is overwritten. Output neurons
+    The source has biases that are not zero, `INPUTS[task]` inputs and `OUTPUTS[task]` outputs. Each hidden target
+    neuron takes, of the free source neurons with the needed signs, the one whose needed weights and bias are nearest
+    (in $\ell_1$) to a positive multiple c of the target's; these become c times the target's, and what reads the
+    neuron is divided by c. Where no signs fit, the nearest free neuron in magnitude is overwritten. Output neurons
     keep their places and share one factor: `output_scale`, or what makes planted weights as large as their neighbours.
     (Those are so small a part of the source that outputs shrink by an order of magnitude a layer; hence losses are
     taken after the best rescaling, as in the paper.) Raises InputError for a width below what the target needs.
     """
     if output_scale is not None and not 0 < output_scale < math.inf:
         raise InputError(f"output_scale must be above 0 and finite, found {output_scale!r}")
+    depth, width = len(source.coefficients), len(next(iter(source.coefficients.values())))
     wanted = target(task, depth, knots)
     needed = max(len(bias) for bias in wanted.biases[:-1])
     if width < needed:
         raise InputError(f"width {width} cannot hold the target of task {task!r}, which needs {needed} hidden neurons")
-    outputs = len(wanted.biases[-1])
-    model = architecture("-".join(["lenet", *[str(width)] * (depth - 1)]), (1, 1, INPUTS[task]), outputs)
-    source = random_source(model, seed, bias_scale=1.0)
     coefficients, rest, masks = {}, dict(source.rest), {}
     inputs, scale, matched, hidden = torch.arange(INPUTS[task]), torch.ones(INPUTS[task]).double(), 0, 0
     for number, (name, weights) in enumerate(source.coefficients.items()):
         weight, bias = weights.double().clone(), rest[name.removesuffix("weight") + "bias"].double().clone()
         goal = torch.cat([wanted.biases[number][:, None], wanted.weights[number] / scale], 1)
         # Columns: the bias, then the weights from the source neurons that carry the target's inputs.
-        there = torch.cat([bias[:, None], weight[:, inputs]], 1)
+        drawn = torch.cat([bias[:, None], weight[:, inputs]], 1)
         if number == depth - 1:
-            places = torch.arange(outputs)
-            like = float((goal.abs() * there.abs()).sum() / goal.square().sum())
-            scale = torch.full((outputs,), output_scale or like, dtype=torch.float64)
+            places = torch.arange(OUTPUTS[task])
+            like = float((goal.abs() * drawn.abs()).sum() / goal.square().sum())
+            scale = torch.full(places.shape, output_scale or like, dtype=torch.float64)
         else:
-            places, scale, fitting = _places(goal, there)
+            places, scale, fitting = _places(goal, drawn)
             matched, hidden = matched + fitting, hidden + len(places)
         planted, live = goal * scale[:, None], wanted.weights[number] != 0
         bias[places] = planted[:, 0]
@@ -234,17 +213,17 @@ def plant(
     return Planted(task, wanted, source, source.with_masks(masks), float(scale[0]), matched / hidden)
 
 
-def _places(goal: Tensor, there: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Source neurons (rows of `there`) for target neurons (rows of `goal`), their factors, and how many had fit."""
-    free = torch.ones(len(there), dtype=torch.bool)
+def _places(goal: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Source neurons (rows of `drawn`) for target neurons (rows of `goal`), their factors, and how many had fit."""
+    free = torch.ones(len(drawn), dtype=torch.bool)
     places, scales, fitting = [], [], 0
     for wanted in goal:
         live = wanted != 0
         # What the target does not need is cut away, but for the bias, which is then set to zero.
         live[0] = True
-        fits = free & ((there.sign() == wanted.sign()) | (wanted == 0)).all(1)
+        fits = free & ((drawn.sign() == wanted.sign()) | (wanted == 0)).all(1)
         candidates = fits if bool(fits.any()) else free
-        values, wishes = there[:, live].abs(), wanted[live].abs()
+        values, wishes = drawn[:, live].abs(), wanted[live].abs()
         factors = values @ wishes / wishes.square().sum()
         distance = (values - factors[:, None] * wishes).abs().sum(1)
         place = int(distance.where(candidates & (factors > 0), math.inf).argmin())
@@ -255,42 +234,15 @@ def _places(goal: Tensor, there: Tensor) -> tuple[Tensor, Tensor, int]:
     return torch.tensor(places), torch.stack(scales), fitting
 
 
-# ------------------------------------------------------------------------------------------------------ data, verdicts
+# ----------------------------------------------------------------------------------------------------------- verdicts
 
 
-def samples(planted: Planted, seed: int = 0, count: int = 10_000, noise: float = 0.01) -> Task:
-    """The task's data: `count` inputs, uniform in [-1, 1], of which 90 % to learn from and the rest to judge by.
-
-    Values (relu, helix) are the true function's plus N(0, noise^2). Classes (circle) are those of the largest true
-    logit, or with probability `noise` of the second largest. Raises InputError for counts below 10 and negative noise.
-    """
-    if count < 10 or noise < 0:
-        raise InputError(f"samples needs a count of 10 or more and noise of 0 or more, found {count} and {noise}")
-    source = generator(seed, "planted", planted.task)
-    x = 2 * torch.rand(count, INPUTS[planted.task], generator=source, dtype=torch.float64) - 1
-    if planted.task == "circle":
+def truth(task: str, x: Tensor) -> Tensor:
+    """What the task's target stands for at inputs x (N, in), float64: values (relu, helix) or class logits (circle)."""
+    if task == "circle":
         slopes, offsets = _lines()
-        order = (x.square().sum(1, keepdim=True) * slopes + offsets).argsort(1, descending=True)
-        second = torch.rand(count, generator=source) < noise
-        targets = order.gather(1, second.long()[:, None]).squeeze(1)
-    else:
-        truth = torch.cat([x, -x], 1).relu() if planted.task == "relu" else _curve(x[:, 0]).T
-        drawn = noise * torch.randn(truth.shape, generator=source, dtype=torch.float64)
-        targets = (truth + drawn).float()
-    images, learn = x.float().view(count, 1, 1, -1), count - count // 10
-    return Task(images[:learn], targets[:learn], images[learn:], targets[learn:])
-
-
-def as_dataset(planted: Planted, task: Task) -> Dataset:
-    """The circle's samples as a data set, for training and for saliency; judged samples are validation and test.
-
-    Raises InputError for the other tasks, whose targets are values.
-    """
-    if task.targets.dim() != 1:
-        raise InputError(f"planted task {planted.task!r} has values for targets, not classes (valid: 'circle')")
-    learn = Split(task.inputs, task.targets)
-    judge = Split(task.validation_inputs, task.validation_targets)
-    return Dataset(f"planted-{planted.task}", learn, judge, judge, len(BOUNDARIES) + 1, (0.0,), (1.0,), "none")
+        return x.square().sum(1, keepdim=True) * slopes + offsets
+    return torch.cat([x, -x], 1).relu() if task == "relu" else _curve(x[:, 0]).T
 
 
 def outputs_of(ticket: Ticket, inputs: Tensor) -> Tensor:
@@ -300,22 +252,24 @@ def outputs_of(ticket: Ticket, inputs: Tensor) -> Tensor:
         return forward_of(ticket)(ticket.effective_coefficients(), inputs.to(dtype))
 
 
-def rescaled(outputs: Tensor, values: Tensor) -> Tensor:
+def scaled_to_fit(outputs: Tensor, values: Tensor) -> Tensor:
     r"""Outputs (N, out) times the factors that fit `values` best, $\lambda_j=\sum yf/\sum f^2$ (1 where f is 0)."""
     power = outputs.square().sum(0)
     return outputs * torch.where(power > 0, (values * outputs).sum(0) / power.clamp(min=1e-300), 1.0)
 
 
-def loss_of(ticket: Ticket, task: Task) -> float:
-    """On the judged samples: the share of wrong classes, or the mean squared error after the best rescaling."""
-    outputs, targets = outputs_of(ticket, task.validation_inputs).double(), task.validation_targets
+def loss_of(ticket: Ticket, inputs: Tensor, targets: Tensor) -> float:
+    """The share of wrong classes for targets (N,), or the mean squared error of (N, out) after the best rescaling."""
+    outputs = outputs_of(ticket, inputs).double()
     if targets.dim() == 1:
         return float((outputs.argmax(1) != targets).double().mean())
-    return float((rescaled(outputs, targets.double()) - targets).square().mean())
+    return float((scaled_to_fit(outputs, targets.double()) - targets).square().mean())
 
 
-def compare(planted: Planted, found: Ticket, task: Task, tolerance: float = 0.05) -> dict[str, float]:
-    """How a finder's ticket does beside the planted one, on the judged samples.
+def compare(
+    planted: Planted, ticket: Ticket, inputs: Tensor, targets: Tensor, tolerance: float = 0.05
+) -> dict[str, float]:
+    """How a finder's ticket does beside the planted one, on samples that neither has learnt from.
 
     - `loss`, `planted_loss`: see `loss_of`; `constant_loss`: of the best constant answer; `explained`: 1 -
       loss / constant_loss. `attained`: 1 if the loss is at most (1 + tolerance) times the planted one.
@@ -323,25 +277,23 @@ def compare(planted: Planted, found: Ticket, task: Task, tolerance: float = 0.05
     - `recall`: the share of planted weights that the mask keeps; `chance`: that share for a random mask of the same
       layer counts; `precision`: the share of kept weights that are planted.
     """
-    targets = task.validation_targets
     if targets.dim() == 1:
         constant = 1 - float(targets.bincount().max()) / len(targets)
     else:
         constant = float((targets - targets.mean(0)).double().square().mean())
-    common = {name: int((mask & found.masks[name]).sum()) for name, mask in planted.ticket.masks.items()}
-    drawn = sum(
-        int(mask.sum()) * float(found.masks[name].float().mean()) for name, mask in planted.ticket.masks.items()
-    )
-    loss, best = loss_of(found, task), loss_of(planted.ticket, task)
+    hidden = planted.ticket.masks
+    common = sum(int((mask & ticket.masks[name]).sum()) for name, mask in hidden.items())
+    drawn = sum(int(mask.sum()) * float(ticket.masks[name].float().mean()) for name, mask in hidden.items())
+    loss, best = loss_of(ticket, inputs, targets), loss_of(planted.ticket, inputs, targets)
     return {
         "loss": loss,
         "planted_loss": best,
         "constant_loss": constant,
         "explained": 1 - loss / constant,
         "attained": float(loss <= (1 + tolerance) * best),
-        "density": found.density,
+        "density": ticket.density,
         "planted_density": planted.ticket.density,
-        "recall": sum(common.values()) / planted.ticket.kept,
+        "recall": common / planted.ticket.kept,
         "chance": drawn / planted.ticket.kept,
-        "precision": sum(common.values()) / max(1, found.kept),
+        "precision": common / max(1, ticket.kept),
     }

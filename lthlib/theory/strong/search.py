@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ MOST_CANDIDATES = 100_000  # of the methods that do not look at subsets
 
 
 @dataclass(frozen=True)
-class Search:
+class SubsetSearch:
     """How subsets are found, the same for every weight of a construction.
 
     - `candidates`: how many random numbers a weight may choose from (a side of the sign split), at most 32 where
@@ -44,11 +45,8 @@ class Search:
     shared: bool = True
 
     def __post_init__(self) -> None:
-        for kind, value, valid in (
-            ("method", self.method, METHODS),
-            ("law", self.law, LAWS),
-            ("choice", self.choice, CHOICES),
-        ):
+        names = {"method": (self.method, METHODS), "law": (self.law, LAWS), "choice": (self.choice, CHOICES)}
+        for kind, (value, valid) in names.items():
             if value not in valid:
                 raise unknown(kind, value, valid)
         most = MOST_CANDIDATES if self.method in ("nearest", "greedy") else LARGEST_N
@@ -63,7 +61,7 @@ class Search:
             raise InputError(f"size is {self.size}, but method 'fixed' needs one (valid: 1 to {self.candidates})")
 
 
-def draw(law: str, shape: tuple[int, ...], source: torch.Generator) -> Array:
+def draw_weights(law: str, shape: tuple[int, ...], source: torch.Generator) -> Array:
     """Independent draws from a law of `LAWS`, float32 of that shape: what a source network is made of."""
     if law == "normal":
         return torch.randn(shape, generator=source).numpy()
@@ -74,7 +72,7 @@ def draw(law: str, shape: tuple[int, ...], source: torch.Generator) -> Array:
     return (uniform.sign() * torch.exp(low + (high - low) * uniform.abs())).numpy()
 
 
-def choose(candidates: Array, targets: Array, search: Search, eps: float) -> tuple[Array, Array]:
+def choose(candidates: Array, targets: Array, search: SubsetSearch, eps: float) -> tuple[Array, Array]:
     """Which of each row's candidates (B, n) approach its target (B,): kept (B, n) bool and errors (B,), float64.
 
     Errors are computed from what is kept. Fewer candidates than `search.size` are all kept.
@@ -88,19 +86,15 @@ def choose(candidates: Array, targets: Array, search: Search, eps: float) -> tup
         kept[np.arange(len(a)), np.abs(a - z[:, None]).argmin(axis=1)] = True
     elif search.method == "greedy":
         kept = greedy(a, z, eps)
-    elif search.method == "fixed":
-        assert search.size is not None
-        return _engine(a, z, "fixed", k=min(search.size, n))
-    elif search.method == "sparsest":
-        return _engine(a, z, "sparsest", eps=eps, choice=search.choice, allow_empty=search.allow_empty)
     else:
-        return _engine(a, z, "best", allow_empty=search.allow_empty)
+        modes: dict[str, dict[str, Any]] = {
+            "best": {"allow_empty": search.allow_empty},
+            "sparsest": {"eps": eps, "choice": search.choice, "allow_empty": search.allow_empty},
+            "fixed": {"k": min(search.size or n, n)},
+        }
+        solution = solve(a, z, search.method, **modes[search.method])
+        return solution.kept(n), solution.error
     return kept, np.abs((a * kept).sum(axis=1) - z)
-
-
-def _engine(a: Array, z: Array, mode: str, **options: object) -> tuple[Array, Array]:
-    solution = solve(a, z, mode, **options)  # type: ignore[arg-type]
-    return solution.kept(a.shape[1]), solution.error
 
 
 def greedy(candidates: Array, targets: Array, eps: float) -> Array:

@@ -19,7 +19,6 @@ from numba import float64, int64, njit, uint32, void
 
 from lthlib.theory.subset_sum.lanes import (
     LANES,
-    Array,
     Vector,
     absolute,
     add,
@@ -30,18 +29,19 @@ from lthlib.theory.subset_sum.lanes import (
     halve4,
     halve8,
     lanes,
-    load,
+    load_lanes,
     lower,
     negative,
     odd,
     scratch,
     splat,
-    store,
+    store_lanes,
     sub,
     upper,
     where_equal,
     where_odd,
 )
+from lthlib.theory.subset_sum.solve import Array
 
 FLAT = float64[::1]
 LARGEST_BLOCK = 512  # vectors that are sorted to the end before the next block: 32 KiB, a first-level cache
@@ -80,12 +80,12 @@ def _magnitudes(halves: Array, first: int, count: int, array: Array, other: Arra
     first_magnitudes(halves, first, array)
     size = 8
     for j in range(first + 4, first + count):
-        h = load(halves, j)
+        h = load_lanes(halves, j)
         for i in range(size):
-            near = absolute(sub(load(array, i), h))
-            far = add(load(array, size - 1 - i), h)
-            store(other, i, lower(near, far))
-            store(other, size + i, upper(near, far))
+            near = absolute(sub(load_lanes(array, i), h))
+            far = add(load_lanes(array, size - 1 - i), h)
+            store_lanes(other, i, lower(near, far))
+            store_lanes(other, size + i, upper(near, far))
         _stages(other, 0, size, 1)
         _stages(other, size, size, 1)
         size *= 2
@@ -97,17 +97,17 @@ def _magnitudes(halves: Array, first: int, count: int, array: Array, other: Arra
 def _closest(first: Array, second: Array, size: int, t: Vector, union: Array, state: Array) -> None:
     """The closest two of t +- first (tagged even) and +- second (tagged odd); `state` keeps the best over calls."""
     for i in range(size):
-        x0 = even(sub(t, load(first, size - 1 - i)))
-        x1 = even(add(t, load(first, i)))
-        x2 = odd(load(second, size - 1 - i))
-        x3 = odd(negative(load(second, i)))
+        x0 = even(sub(t, load_lanes(first, size - 1 - i)))
+        x1 = even(add(t, load_lanes(first, i)))
+        x2 = odd(load_lanes(second, size - 1 - i))
+        x3 = odd(negative(load_lanes(second, i)))
         y0, y2 = lower(x0, x2), upper(x0, x2)
         y1, y3 = lower(x1, x3), upper(x1, x3)
-        store(union, i, lower(y0, y1))
-        store(union, size + i, upper(y0, y1))
-        store(union, 2 * size + i, lower(y2, y3))
-        store(union, 3 * size + i, upper(y2, y3))
-    store(state, 3, splat(-np.inf))
+        store_lanes(union, i, lower(y0, y1))
+        store_lanes(union, size + i, upper(y0, y1))
+        store_lanes(union, 2 * size + i, lower(y2, y3))
+        store_lanes(union, 3 * size + i, upper(y2, y3))
+    store_lanes(state, 3, splat(-np.inf))
     for quarter in range(4):
         _stages(union, quarter * size, size, 8)
         for i in range(quarter * size, (quarter + 1) * size, 8):
@@ -117,39 +117,39 @@ def _closest(first: Array, second: Array, size: int, t: Vector, union: Array, st
 @njit(void(FLAT, int64, int64, FLAT), cache=True, nogil=True)
 def _enumerate(halves: Array, first: int, count: int, out: Array) -> None:
     """Sums of h_0 +- h_1 ... in index order: bit j - 1 of the index is set where h_j is subtracted."""
-    store(out, 0, load(halves, first))
+    store_lanes(out, 0, load_lanes(halves, first))
     size = 1
     for j in range(first + 1, first + count):
-        h = load(halves, j)
+        h = load_lanes(halves, j)
         for i in range(size):
-            x = load(out, i)
-            store(out, size + i, sub(x, h))
-            store(out, i, add(x, h))
+            x = load_lanes(out, i)
+            store_lanes(out, size + i, sub(x, h))
+            store_lanes(out, i, add(x, h))
         size *= 2
 
 
 @njit(void(FLAT, int64, lanes, FLAT, FLAT, FLAT), cache=True, nogil=True)
 def _subtracted(halves: Array, count: int, t: Vector, state: Array, sums: Array, words: Array) -> None:
     """Which h are subtracted in each half's winner: two vectors of `words`, whole numbers with one bit a candidate."""
-    low, high = load(state, 1), load(state, 2)
+    low, high = load_lanes(state, 1), load_lanes(state, 2)
     x, y = where_odd(low, high, low), where_odd(low, low, high)
     every, two = splat(2.0**count - 1.0), splat(2.0)
     _enumerate(halves, 0, count, sums)
     word, plain = splat(0.0), splat(0.0)
     for i in range(1 << (count - 1)):
-        e = load(sums, i)
+        e = load_lanes(sums, i)
         word = where_equal(x, even(sub(t, e)), plain, word)
         word = where_equal(x, even(add(t, e)), sub(every, plain), word)
         plain = add(plain, two)
-    store(words, 0, word)
+    store_lanes(words, 0, word)
     _enumerate(halves, count, count, sums)
     word, plain = splat(0.0), splat(0.0)
     for i in range(1 << (count - 1)):
-        e = odd(load(sums, i))
+        e = odd(load_lanes(sums, i))
         word = where_equal(y, e, plain, word)
         word = where_equal(y, negative(e), sub(every, plain), word)
         plain = add(plain, two)
-    store(words, 1, word)
+    store_lanes(words, 1, word)
 
 
 @njit(void(float64[:, ::1], FLAT, int64, int64, int64, uint32[::1], FLAT), cache=True, nogil=True)
@@ -179,16 +179,16 @@ def best_masks(
             centre[lane] = z
         a_sums = _magnitudes(halves, 0, count, first, spare[: size * LANES])
         b_sums = _magnitudes(halves, count, count, second, spare[size * LANES :])
-        store(state, 0, splat(np.inf))
-        t = load(centre, 0)
-        store(words, 2, splat(0.0))
+        store_lanes(state, 0, splat(np.inf))
+        t = load_lanes(centre, 0)
+        store_lanes(words, 2, splat(0.0))
         if single:
-            h = load(halves, 2 * count)
+            h = load_lanes(halves, 2 * count)
             _closest(a_sums, b_sums, size, sub(t, h), union, state)
-            gap = load(state, 0)
+            gap = load_lanes(state, 0)
             _closest(a_sums, b_sums, size, add(t, h), union, state)
-            unchanged = load(state, 0)
-            store(words, 2, where_equal(gap, unchanged, splat(0.0), splat(1.0)))
+            unchanged = load_lanes(state, 0)
+            store_lanes(words, 2, where_equal(gap, unchanged, splat(0.0), splat(1.0)))
             t = where_equal(gap, unchanged, sub(t, h), add(t, h))
         else:
             _closest(a_sums, b_sums, size, t, union, state)

@@ -15,9 +15,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import models, register_model
 
+from lthlib.theory.subset_sum.solve import Array
+
 LANES = 8
 
-Array = np.ndarray[Any, Any]
 Vector = Any  # what compiled code sees as `lanes`
 
 intrinsic: Any = _intrinsic  # its functions are called with fewer arguments than they are written with
@@ -120,7 +121,7 @@ odd = _operation(1, lambda b, x: _tag(b, x, 1))
 
 
 @intrinsic
-def load(typing: Any, array: Any, index: Any) -> Any:
+def load_lanes(typing: Any, array: Any, index: Any) -> Any:
     """Vector number `index` of `array` (flat, float64, aligned to a vector)."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
@@ -130,7 +131,7 @@ def load(typing: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
+def store_lanes(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """Writes vector number `index` of `array`."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:

@@ -6,13 +6,14 @@ with targets U[-1, 1].
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
 from lthlib.errors import InputError
 from lthlib.randomness import generator, stream_seed
-from lthlib.theory.strong.search import draw, greedy
+from lthlib.theory.strong.search import draw_weights, greedy
 from lthlib.theory.subset_sum.solve import Array, binary_entropy, empirical_constant, solve, solve_vectors
 
 PRODUCTS = ("uniform", "product")
@@ -24,17 +25,13 @@ def best_rows(
     """Best subsets of n candidates, U[-1, 1] or products of two such: rows (law, n, seed, median, size), and rows
     (law, n, seed, eps, success), success being the share of targets with an error of at most eps."""
     medians, successes = [], []
-    for law in laws:
-        for n in counts:
-            for seed in seeds:
-                a, z = _instances(law, seed, draws, n)
-                found = solve(a, z)
-                common = {"law": law, "n": n, "seed": seed}
-                median = float(np.median(found.error))
-                medians.append(
-                    common | {"median": median, "scaled": median / math.sqrt(n), "size": float(found.size.mean())}
-                )
-                successes += [common | {"eps": one, "success": float(found.reached(one).mean())} for one in eps]
+    for law, n, seed in product(laws, counts, seeds):
+        a, z = _instances(law, seed, draws, n)
+        best = solve(a, z)
+        common = {"law": law, "n": n, "seed": seed}
+        median = float(np.median(best.error))
+        medians.append(common | {"median": median, "scaled": median / math.sqrt(n), "size": float(best.size.mean())})
+        successes += [common | {"eps": limit, "success": float(best.reached(limit).mean())} for limit in eps]
     return pd.DataFrame(medians), pd.DataFrame(successes)
 
 
@@ -47,11 +44,11 @@ def first_hit_rows(n: int, eps: float, draws: int, seed: int = 0) -> pd.DataFram
     rows = []
     for law in PRODUCTS:
         a, z = _instances(law, seed, draws, n)
-        found = solve(a, z, "sparsest", eps=eps, choice="first")
-        reached = found.reached(eps)
+        hits = solve(a, z, "sparsest", eps=eps, choice="first")
+        reached = hits.reached(eps)
         failure = float((~reached).mean())
-        shares = {f"size {k}": float((found.size[reached] == k).mean()) for k in range(8)}
-        size = float(found.size[reached].mean())
+        shares = {f"size {k}": float((hits.size[reached] == k).mean()) for k in range(8)}
+        size = float(hits.size[reached].mean())
         rows.append({"law": law, "failure": failure, "size": size, "C": empirical_constant(n, eps, failure)} | shares)
     return pd.DataFrame(rows)
 
@@ -61,14 +58,10 @@ def fixed_size_rows(
 ) -> pd.DataFrame:
     """Success of subsets of exactly k of n uniforms: rows (n, k, seed, success), k <= n."""
     rows = []
-    for n in counts:
-        for seed in seeds:
-            a, z = _instances("uniform", seed, draws, n)
-            rows += [
-                {"n": n, "k": k, "seed": seed, "success": float(solve(a, z, "fixed", k=k).reached(eps).mean())}
-                for k in sizes
-                if k <= n
-            ]
+    for n, seed in product(counts, seeds):
+        a, z = _instances("uniform", seed, draws, n)
+        hits = {k: solve(a, z, "fixed", k=k).reached(eps) for k in sizes if k <= n}
+        rows += [{"n": n, "k": k, "seed": seed, "success": float(hit.mean())} for k, hit in hits.items()]
     return pd.DataFrame(rows)
 
 
@@ -84,36 +77,32 @@ def entropy_width(k: int, eps: float) -> float:
 
 def entropy_ratio(n: pd.Series, k: pd.Series, eps: float) -> pd.Series:
     """n H_2(k / n) / log_2(k / eps) for measured widths n (at least k) and sizes k: 1 where the entropy law holds."""
-    found = [
+    ratios = [
         width * binary_entropy(min(1.0, size / width)) / math.log2(size / eps) for width, size in zip(n, k, strict=True)
     ]
-    return pd.Series(found, index=n.index)
+    return pd.Series(ratios, index=n.index)
 
 
 def nearest_rows(counts: Sequence[int], seeds: Sequence[int], draws: int) -> pd.DataFrame:
     """One product a weight: rows (n, seed, median), the median distance of targets U[-1, 1] to the nearest of n."""
     rows = []
-    for n in counts:
-        for seed in seeds:
-            errors = []
-            for part in range(math.ceil(draws * n / 4_000_000)):
-                size = min(draws, 4_000_000 // n)
-                a, z = _instances("product", stream_seed(seed, part), size, n)
-                errors.append(np.abs(a - z[:, None]).min(axis=1))
-            rows.append({"n": n, "seed": seed, "median": float(np.median(np.concatenate(errors)))})
+    for n, seed in product(counts, seeds):
+        errors = []
+        for part in range(math.ceil(draws * n / 4_000_000)):
+            a, z = _instances("product", stream_seed(seed, part), min(draws, 4_000_000 // n), n)
+            errors.append(np.abs(a - z[:, None]).min(axis=1))
+        rows.append({"n": n, "seed": seed, "median": float(np.median(np.concatenate(errors)))})
     return pd.DataFrame(rows)
 
 
 def vector_rows(counts: Sequence[int], dimensions: Sequence[int], seeds: Sequence[int], draws: int) -> pd.DataFrame:
     """Best subsets in d dimensions, largest norm: rows (d, n, seed, median, scaled = median / sqrt(n))."""
     rows = []
-    for d in dimensions:
-        for n in counts:
-            for seed in seeds:
-                rng = np.random.default_rng(stream_seed(seed, "vectors", d, n))
-                found = solve_vectors(rng.uniform(-1, 1, (draws, n, d)), rng.uniform(-1, 1, (draws, d)))
-                median = float(np.median(found.error))
-                rows.append({"d": d, "n": n, "seed": seed, "median": median, "scaled": median / math.sqrt(n)})
+    for d, n, seed in product(dimensions, counts, seeds):
+        rng = np.random.default_rng(stream_seed(seed, "vectors", d, n))
+        best = solve_vectors(rng.uniform(-1, 1, (draws, n, d)), rng.uniform(-1, 1, (draws, d)))
+        median = float(np.median(best.error))
+        rows.append({"d": d, "n": n, "seed": seed, "median": median, "scaled": median / math.sqrt(n)})
     return pd.DataFrame(rows)
 
 
@@ -124,22 +113,19 @@ def greedy_rows(counts: Sequence[int], eps: Sequence[float], seeds: Sequence[int
     number of digits where reached.
     """
     rows = []
-    for law in ("uniform", "normal", "hyperbolic"):
-        for one in eps:
-            for n in counts:
-                for seed in seeds:
-                    source = generator(seed, "greedy", law, n)
-                    a = draw("uniform", (draws, n), source).astype(np.float64)
-                    if law == "hyperbolic":
-                        a = np.sign(a) * np.exp(math.log(one / 2) + math.log(3 / one) * np.abs(a))
-                    elif law == "normal":
-                        a = draw("normal", (draws, n), source).astype(np.float64)
-                    z = draw("uniform", (draws,), source).astype(np.float64)
-                    kept = greedy(a, z, one)
-                    reached = np.abs((a * kept).sum(axis=1) - z) <= one
-                    steps = float(kept[reached].sum(axis=1).mean()) if reached.any() else math.nan
-                    common = {"law": law, "n": n, "eps": one, "seed": seed}
-                    rows.append(common | {"success": float(reached.mean()), "steps": steps})
+    for law, limit, n, seed in product(("uniform", "normal", "hyperbolic"), eps, counts, seeds):
+        source = generator(seed, "greedy", law, n)
+        a = draw_weights("uniform", (draws, n), source).astype(np.float64)
+        if law == "hyperbolic":
+            a = np.sign(a) * np.exp(math.log(limit / 2) + math.log(3 / limit) * np.abs(a))
+        elif law == "normal":
+            a = draw_weights("normal", (draws, n), source).astype(np.float64)
+        z = draw_weights("uniform", (draws,), source).astype(np.float64)
+        kept = greedy(a, z, limit)
+        reached = np.abs((a * kept).sum(axis=1) - z) <= limit
+        steps = float(kept[reached].sum(axis=1).mean()) if reached.any() else math.nan
+        success = float(reached.mean())
+        rows.append({"law": law, "n": n, "eps": limit, "seed": seed, "success": success, "steps": steps})
     return pd.DataFrame(rows)
 
 
@@ -149,13 +135,11 @@ def pruned_source_rows(
     """Sources pruned at random beforehand: each of n uniforms is gone with probability `sparsity`; rows (sparsity, n,
     seed, success). Gone candidates are zeros, which change no sum."""
     rows = []
-    for sparsity in sparsities:
-        for n in counts:
-            for seed in seeds:
-                a, z = _instances("uniform", seed, draws, n)
-                there = np.random.default_rng(stream_seed(seed, "sparsity", n)).random(a.shape) >= sparsity
-                success = float(solve(a * there, z).reached(eps).mean())
-                rows.append({"sparsity": sparsity, "n": n, "seed": seed, "success": success})
+    for sparsity, n, seed in product(sparsities, counts, seeds):
+        a, z = _instances("uniform", seed, draws, n)
+        left = np.random.default_rng(stream_seed(seed, "sparsity", n)).random(a.shape) >= sparsity
+        success = float(solve(a * left, z).reached(eps).mean())
+        rows.append({"sparsity": sparsity, "n": n, "seed": seed, "success": success})
     return pd.DataFrame(rows)
 
 
@@ -184,8 +168,8 @@ def trade_off_rows(
 def _first(counts: range, seed: int, draws: int, eps: float, level: float, density: float | None) -> float:
     for n in counts:
         a, z = _instances("uniform", seed, draws, n)
-        found = solve(a, z) if density is None else solve(a, z, "fixed", k=max(1, round(density * n)))
-        if found.reached(eps).mean() >= level:
+        best = solve(a, z) if density is None else solve(a, z, "fixed", k=max(1, round(density * n)))
+        if best.reached(eps).mean() >= level:
             return float(n)
     return math.nan
 
@@ -215,11 +199,12 @@ def needed(
     for key, group in rows.groupby([*names, "seed"], sort=True):
         part = group.sort_values(x)
         above = np.flatnonzero(part[y].to_numpy() >= level)
-        found = math.nan
+        crossing = math.nan
         if len(above):
             i, xs, ys = int(above[0]), part[x].to_numpy(float), part[y].to_numpy(float)
-            found = xs[0] if i == 0 else xs[i - 1] + (level - ys[i - 1]) / (ys[i] - ys[i - 1]) * (xs[i] - xs[i - 1])
-        out.append(dict(zip([*names, "seed"], key, strict=True)) | {"needed": float(found)})
+            share = 0.0 if i == 0 else (level - ys[i - 1]) / (ys[i] - ys[i - 1])
+            crossing = xs[0] if i == 0 else xs[i - 1] + share * (xs[i] - xs[i - 1])
+        out.append(dict(zip([*names, "seed"], key, strict=True)) | {"needed": float(crossing)})
     return pd.DataFrame(out)
 
 

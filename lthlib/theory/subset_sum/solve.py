@@ -2,7 +2,7 @@
 
 `solve` picks, for each target, the best subset, the sparsest one within a tolerance, or the best one of a given size.
 The search costs 2^(n/2) rather than 2^n (Horowitz & Sahni, J. ACM 21, 1974), in float64, on one of two engines:
-compiled CPU kernels ("numba", `subset_sum_lanes` and `subset_sum_kernels`) or torch ("torch", `subset_sum_torch`), for
+compiled CPU kernels ("numba", `lane_kernels` and `kernels`) or torch ("torch", `torch_engine`), for
 GPUs and as a second opinion. Both are exact up to the rounding of sums, some 1e-15 of the sum of magnitudes. Every
 error that is reported is computed afresh from its mask, in code that shares nothing with the search, and a search that
 claimed another one is stopped.
@@ -131,10 +131,10 @@ def solve_vectors(
     if not 1 <= n <= LARGEST_N_VECTORS:
         raise InputError(f"{n} candidate vectors take up to 2^{n} steps a target (valid: 1 to {LARGEST_N_VECTORS})")
     a, z = _plain(a.reshape(-1, n, d)), _plain(z.reshape(-1, d))
-    masks, found = _engine(engine, device).best_vectors(a, z)
+    masks, claimed = _engine(engine, device).best_vectors(a, z)
     axes = [_account(a[:, :, axis], z[:, axis], 1, masks) for axis in range(d)]
     errors = np.max([error for error, _ in axes], axis=0) if len(z) else np.zeros(0)
-    _agree(found, errors, np.abs(a).sum(axis=(1, 2)) + np.abs(z).sum(axis=1))
+    _agree(claimed, errors, np.abs(a).sum(axis=(1, 2)) + np.abs(z).sum(axis=1))
     shape = np.shape(targets)[:-1]
     return Solution(masks.reshape(shape), errors.reshape(shape), axes[0][1].reshape(shape))
 
@@ -186,8 +186,8 @@ def _engine(name: str, device: str | None) -> _Engine:
 
 
 def _search(run: _Engine, problem: _Problem) -> Array:
-    masks, found = run.best(problem.candidates, problem.targets, problem.repeat)
-    _agree(found, problem.account(masks)[0], problem.magnitude())
+    masks, claimed = run.best(problem.candidates, problem.targets, problem.repeat)
+    _agree(claimed, problem.account(masks)[0], problem.magnitude())
     return masks
 
 
@@ -250,9 +250,9 @@ def _sparsest(run: _Engine, problem: _Problem, eps: float, first: bool, allow_em
         if not len(trying):
             break
         part = left.rows(trying)
-        found = _fixed(run, part, k)
-        hit = part.account(found)[0] <= eps
-        masks[places[trying[hit]]] = found[hit]
+        fixed = _fixed(run, part, k)
+        hit = part.account(fixed)[0] <= eps
+        masks[places[trying[hit]]] = fixed[hit]
         size[trying[hit]] = k
     return masks
 
@@ -276,12 +276,12 @@ def _account(candidates: Array, targets: Array, repeat: int, masks: Array) -> tu
     return errors, sizes
 
 
-def _agree(found: Array, errors: Array, magnitude: Array) -> None:
+def _agree(claimed: Array, errors: Array, magnitude: Array) -> None:
     # the search marks sums in their last bit, which of a zero makes the smallest number there is
-    wrong = ~(np.abs(found - errors) <= 1e-13 * magnitude + 1e-300)
+    wrong = ~(np.abs(claimed - errors) <= 1e-13 * magnitude + 1e-300)
     if wrong.any():
         i = int(np.flatnonzero(wrong)[0])
-        raise RuntimeError(f"instance {i}: the search claimed error {found[i]}, its mask has {errors[i]}")
+        raise RuntimeError(f"instance {i}: the search claimed error {claimed[i]}, its mask has {errors[i]}")
 
 
 def _plain(array: Array) -> Array:

@@ -1,18 +1,17 @@
 """Subset sums in torch: the path for GPUs, and a plain second opinion on the compiled kernels.
 
-The same functions as `subset_sum_kernels`, on any device, in float64: half lists by concatenation (a sum's place in the
+The same functions as `kernels`, on any device, in float64: half lists by concatenation (a sum's place in the
 list is its mask), one of them sorted, the other's complements searched in it. Batches are cut to fit memory.
 """
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Array = np.ndarray[Any, Any]
+from lthlib.theory.subset_sum.solve import Array
 
 CPU_BYTES = 1 << 28  # held at a time on a CPU; on a GPU a quarter of what is free
 

@@ -19,8 +19,7 @@ import torch
 from lthlib.errors import InputError, unknown
 from lthlib.randomness import generator
 from lthlib.store import write_atomically
-
-Array = np.ndarray[Any, Any]
+from lthlib.theory.subset_sum.solve import Array
 
 LAWS = ("uniform", "normal", "mixture")
 WEIGHT_SPREAD = 2.0  # weights U[-2, 2], biases U[-1, 1]: the draws of RelationalML/UniversalLT
@@ -40,6 +39,11 @@ class Layer:
         """All weights and biases of the source layer."""
         return int(self.weight.size + self.bias.size)
 
+    def masked(self, kept: Array) -> "Layer":
+        """The layer with what is kept (parameters,), bool: weights row by row, then biases."""
+        size = self.weight.size
+        return replace(self, keep=kept[:size].reshape(self.keep.shape), keep_bias=kept[size:])
+
     def preactivation(self, inputs: Array) -> Array:
         """The masked layer on inputs (points, in): (points, out)."""
         return inputs @ np.where(self.keep, self.weight, 0.0).T + np.where(self.keep_bias, self.bias, 0.0)
@@ -48,7 +52,7 @@ class Layer:
 Chain = tuple[Layer, ...]
 
 
-def draw(seed: int, purpose: str, widths: Sequence[int], law: str = "uniform") -> Chain:
+def draw_chain(seed: int, purpose: str, widths: Sequence[int], law: str = "uniform") -> Chain:
     """A random ReLU chain with layers widths[0] -> widths[1] -> ..., nothing kept yet; one generator a layer.
 
     Laws: "uniform" (weights U[-2, 2], biases U[-1, 1], as released), "normal" (N(0, 4/3) and N(0, 1/3), the same
@@ -77,7 +81,7 @@ def draw(seed: int, purpose: str, widths: Sequence[int], law: str = "uniform") -
     return tuple(layers)
 
 
-def run(chain: Chain, inputs: Array, rectified: bool = False) -> Array:
+def run_chain(chain: Chain, inputs: Array, rectified: bool = False) -> Array:
     """The masked chain on inputs (points, in), ReLU between layers and, if `rectified`, after the last."""
     values = inputs
     for number, layer in enumerate(chain):
@@ -95,7 +99,7 @@ def live_units(chain: Chain) -> list[Array]:
     reaches: list[Array] = [np.ones(chain[-1].weight.shape[0], bool)]
     for layer in reversed(chain):
         reaches.append(np.asarray((layer.keep & reaches[-1][:, None]).any(axis=0)))
-    return [one & other for one, other in zip(carries, reversed(reaches), strict=True)]
+    return [carrying & reaching for carrying, reaching in zip(carries, reversed(reaches), strict=True)]
 
 
 def live_masks(chain: Chain) -> list[tuple[Array, Array]]:
@@ -147,7 +151,7 @@ def scale_back(scales: Sequence[float]) -> float:
     return 1 / math.prod(scales)
 
 
-def error_budget(chain: Chain, eps: float, largest_inputs: Sequence[float]) -> Array:
+def chain_error_budget(chain: Chain, eps: float, largest_inputs: Sequence[float]) -> Array:
     r"""How far each parameter of layer l may be off, so that the output stays within `eps`, one number a layer.
 
     $\varepsilon_l=\frac{\varepsilon}{Ln_L}[(1+B_{l-1})(1+\frac\varepsilon L)\prod_{k>l}(\lVert W_k\rVert_\infty+
@@ -160,18 +164,20 @@ def error_budget(chain: Chain, eps: float, largest_inputs: Sequence[float]) -> A
         )
     depth, outputs = len(chain), chain[-1].weight.shape[0]
     norms = [float(np.abs(np.where(layer.keep, layer.weight, 0.0)).sum(axis=1).max()) for layer in chain]
-    found = []
-    for number in range(depth):
-        later = math.prod(norm + eps / depth for norm in norms[number + 1 :])
-        found.append(eps / (depth * outputs) / ((1 + largest_inputs[number]) * (1 + eps / depth) * later))
-    return np.array(found)
+    later = [math.prod(norm + eps / depth for norm in norms[number + 1 :]) for number in range(depth)]
+    return np.array(
+        [
+            eps / (depth * outputs) / ((1 + bound) * (1 + eps / depth) * gain)
+            for bound, gain in zip(largest_inputs, later, strict=True)
+        ]
+    )
 
 
 # --- stages and tickets ---
 
 
 @dataclass(frozen=True)
-class Stage:
+class ChainStage:
     """A step of a ticket: one chain for every coordinate alike ("shared", a 1 x 1 convolution over coordinates), a
     chain of its own for each ("copied"), or one chain over all coordinates at once ("dense").
 
@@ -186,9 +192,9 @@ class Stage:
     def run(self, inputs: Array) -> Array:
         """Inputs (points, coordinates) through the masked chains."""
         if self.kind == "dense":
-            return run(self.chains[0], inputs, self.rectified)
+            return run_chain(self.chains[0], inputs, self.rectified)
         columns = [inputs.reshape(-1, 1)] if self.kind == "shared" else [column[:, None] for column in inputs.T]
-        outputs = [run(chain, one, self.rectified) for chain, one in zip(self.chains, columns, strict=True)]
+        outputs = [run_chain(chain, column, self.rectified) for chain, column in zip(self.chains, columns, strict=True)]
         return outputs[0].reshape(inputs.shape) if self.kind == "shared" else np.concatenate(outputs, axis=1)
 
 
@@ -202,7 +208,7 @@ class UniversalTicket:
     seed: int
     law: str
     inputs: int
-    stages: tuple[Stage, ...]
+    stages: tuple[ChainStage, ...]
     failures: tuple[str, ...] = ()
 
     def features(self, x: Array) -> Array:
@@ -332,14 +338,13 @@ def _assemble(description: dict[str, Any], bits: dict[str, Array]) -> UniversalT
     for entry in description["stages"]:
         chains = []
         for copy, widths in enumerate(entry["widths"]):
-            chain = draw(description["seed"], copy_purpose(entry["purpose"], copy), widths, description["law"])
-            masked = []
-            for number, layer in enumerate(chain):
-                flat = np.unpackbits(bits[f"{entry['purpose']}/{copy}/{number}"], count=layer.parameters).astype(bool)
-                keep = flat[: layer.weight.size].reshape(layer.weight.shape)
-                masked.append(replace(layer, keep=keep, keep_bias=flat[layer.weight.size :]))
-            chains.append(tuple(masked))
-        stages.append(Stage(entry["purpose"], entry["kind"], tuple(chains), entry["rectified"]))
+            chain = draw_chain(description["seed"], copy_purpose(entry["purpose"], copy), widths, description["law"])
+            kept = (
+                np.unpackbits(bits[f"{entry['purpose']}/{copy}/{number}"], count=layer.parameters).astype(bool)
+                for number, layer in enumerate(chain)
+            )
+            chains.append(tuple(layer.masked(flat) for layer, flat in zip(chain, kept, strict=True)))
+        stages.append(ChainStage(entry["purpose"], entry["kind"], tuple(chains), entry["rectified"]))
     ticket = (description["seed"], description["law"], description["inputs"], tuple(stages))
     return UniversalTicket(*ticket, tuple(description["failures"]))
 
@@ -353,14 +358,10 @@ def _digest(ticket: UniversalTicket) -> str:
     return digest.hexdigest()
 
 
-def module(ticket: UniversalTicket) -> torch.nn.Module:
-    """The masked source as a `torch.nn.Module` in float64, (points, inputs) to (points, k): see `Convolution`."""
-    return Convolution(ticket)
-
-
 class Convolution(torch.nn.Module):
-    """The univariate convolutional network: 1 x 1 convolutions over coordinates for shared chains, grouped ones for
-    copied chains (a group a coordinate), linear layers for dense ones. Masks are buffers, pruned parameters stay."""
+    """The masked source as a module in float64, (points, inputs) to (points, k): 1 x 1 convolutions over coordinates
+    for shared chains, grouped ones for copied chains (a group a coordinate), linear layers for dense ones. Masks are
+    buffers, pruned parameters stay."""
 
     def __init__(self, ticket: UniversalTicket) -> None:
         super().__init__()
@@ -373,7 +374,7 @@ class Convolution(torch.nn.Module):
 
 
 class _Stage(torch.nn.Module):
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: ChainStage) -> None:
         super().__init__()
         self.kind, self.rectified = stage.kind, stage.rectified
         self.groups = len(stage.chains)
@@ -381,10 +382,10 @@ class _Stage(torch.nn.Module):
         self.depth = len(stage.chains[0])
         for number in range(self.depth):
             layers = [chain[number] for chain in stage.chains]
-            self.weights.append(torch.nn.Parameter(_joined([one.weight for one in layers]), requires_grad=False))
-            self.biases.append(torch.nn.Parameter(_joined([one.bias for one in layers]), requires_grad=False))
-            self.register_buffer(f"keep{number}", _joined([one.keep for one in layers]))
-            self.register_buffer(f"keep_bias{number}", _joined([one.keep_bias for one in layers]))
+            self.weights.append(torch.nn.Parameter(_joined([layer.weight for layer in layers]), requires_grad=False))
+            self.biases.append(torch.nn.Parameter(_joined([layer.bias for layer in layers]), requires_grad=False))
+            self.register_buffer(f"keep{number}", _joined([layer.keep for layer in layers]))
+            self.register_buffer(f"keep_bias{number}", _joined([layer.keep_bias for layer in layers]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shape = x.shape

@@ -9,18 +9,24 @@ turned so that every value between stages is positive (minus logarithm, $e^{-u}$
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations_with_replacement
+from itertools import chain, combinations_with_replacement
 from typing import Any
 
 import numpy as np
 
 from lthlib.errors import InputError
+from lthlib.theory.subset_sum.solve import Array
 from lthlib.theory.universal import piecewise_linear as lines
-from lthlib.theory.universal.chains import Chain, Stage, UniversalTicket, copy_purpose, draw
-from lthlib.theory.universal.piecewise_linear import Univariate
-from lthlib.theory.universal.univariate import Block, Narrow, Pruning, block_error, subsets, univariate_block
-
-Array = np.ndarray[Any, Any]
+from lthlib.theory.universal.chains import Chain, ChainStage, UniversalTicket, copy_purpose, draw_chain
+from lthlib.theory.universal.piecewise_linear import UnivariateFunction
+from lthlib.theory.universal.univariate import (
+    BlockPruning,
+    Narrow,
+    UnivariateBlock,
+    block_error,
+    subsets,
+    univariate_block,
+)
 
 POLYNOMIAL_GOAL = 6e-4  # the issue's supremum error for each power
 SINE_GOAL = 1.1e-2
@@ -42,7 +48,7 @@ class Design:
 
     def chain(self, seed: int, purpose: str, law: str) -> Chain:
         """The random chain that a univariate block is found in."""
-        return draw(seed, purpose, (1, self.inner, self.rows, self.outer, 1), law)
+        return draw_chain(seed, purpose, (1, self.inner, self.rows, self.outer, 1), law)
 
 
 POLYNOMIAL = Design((18, 28))
@@ -58,11 +64,8 @@ def monomials(variables: int, degree: int) -> Array:
     """Exponents of all monomials of total degree 1 to `degree` in so many variables, shape (k, variables), int."""
     if variables < 1 or degree < 1:
         raise InputError(f"{variables} variables and degree {degree} make no monomials (valid: whole numbers from 1)")
-    rows = []
-    for total in range(1, degree + 1):
-        for chosen in combinations_with_replacement(range(variables), total):
-            rows.append(np.bincount(chosen, minlength=variables))
-    return np.array(rows)
+    chosen = (combinations_with_replacement(range(variables), total) for total in range(1, degree + 1))
+    return np.array([np.bincount(factors, minlength=variables) for factors in chain.from_iterable(chosen)])
 
 
 def polynomial_ticket(
@@ -70,7 +73,7 @@ def polynomial_ticket(
     exponents: Array | None = None,
     *,
     design: Design = POLYNOMIAL,
-    pruning: Pruning = Pruning(tolerance=6e-5),  # noqa: B008
+    pruning: BlockPruning = BlockPruning(tolerance=6e-5),  # noqa: B008
     law: str = "uniform",
     copied: bool = False,
     goal: float | None = None,
@@ -88,107 +91,89 @@ def polynomial_ticket(
         raise InputError(f"exponents of shape {r.shape} (valid: (k, d), whole numbers from 0, none of the rows all 0)")
     degree = int(r.sum(axis=1).max())
     log_pieces, exp_pieces = design.pieces
-    failures: list[str] = []
     log_function, exp_function = lines.minus_log(degree), lines.decay(degree)
     # errors of the exponent arrive as |u exp(-u)| delta / r, at most delta / (e r) for a feature of total degree r
     limits = pruning.tolerance * math.e * r.sum(axis=1) / (r > 0).sum(axis=1)
     width = design.linear * r.shape[1]
     linear, missed = linear_chain(
-        draw(seed, "exponents", (r.shape[1], width, len(r)), law), r.astype(float), np.zeros(len(r)), limits, pruning
+        draw_chain(seed, "exponents", (r.shape[1], width, len(r)), law),
+        r.astype(float),
+        np.zeros(len(r)),
+        limits,
+        pruning,
     )
     logs = _blocks(seed, "logarithm", r.shape[1] if copied else 1, log_function, log_pieces, design, pruning, law, goal)
     exps = _blocks(seed, "exponential", len(r) if copied else 1, exp_function, exp_pieces, design, pruning, law, goal)
-    for name, number in (
-        ("logarithm", sum(block.missed for block in logs)),
-        ("exponents", missed),
-        ("exponential", sum(block.missed for block in exps)),
-    ):
-        if number:
-            failures.append(f"{name}: {number} targets missed their tolerance")
+    counts = {"logarithm": sum(block.missed for block in logs), "exponents": missed}
+    counts["exponential"] = sum(block.missed for block in exps)
     kind = "copied" if copied else "shared"
     stages = (
-        Stage("logarithm", kind, tuple(block.chain for block in logs)),
-        Stage("exponents", "dense", (linear,)),
-        Stage("exponential", kind, tuple(block.chain for block in exps), rectified=False),
+        ChainStage("logarithm", kind, tuple(block.chain for block in logs)),
+        ChainStage("exponents", "dense", (linear,)),
+        ChainStage("exponential", kind, tuple(block.chain for block in exps), rectified=False),
     )
-    return UniversalTicket(seed, law, r.shape[1], stages, tuple(failures))
+    return UniversalTicket(seed, law, r.shape[1], stages, _failures(counts))
+
+
+def _failures(missed: dict[str, int]) -> tuple[str, ...]:
+    return tuple(f"{name}: {number} targets missed their tolerance" for name, number in missed.items() if number)
 
 
 def _blocks(
     seed: int,
     purpose: str,
     copies: int,
-    function: Univariate,
+    function: UnivariateFunction,
     pieces: int,
     design: Design,
-    pruning: Pruning,
+    pruning: BlockPruning,
     law: str,
     goal: float | None,
-) -> list[Block]:
-    """The blocks of one stage, each found in draws of its own."""
-    found = []
+) -> list[UnivariateBlock]:
+    """The blocks of one stage, each from its own draws.
+
+    One that misses the goal raises InputError with a width that would do: the source grows by steps of 1.5 until then.
+    """
+
+    def attempt(name: str, size: Design) -> tuple[UnivariateBlock | None, float]:
+        lines.checked(function, lowest=0.0)
+        try:
+            block = univariate_block(size.chain(seed, name, law), function, pieces, pruning)
+        except InputError:
+            return None, math.inf
+        return block, block_error(block, function)
+
+    blocks = []
     for copy in range(copies):
-        name = copy_purpose(purpose, copy)
+        name, wide = copy_purpose(purpose, copy), design
         if goal is None:
-            found.append(univariate_block(design.chain(seed, name, law), function, pieces, pruning))
+            blocks.append(univariate_block(design.chain(seed, name, law), function, pieces, pruning))
             continue
-        block, error = _attempt(seed, name, function, pieces, design, pruning, law)
-        if block is None or not error <= goal:
-            raise _too_narrow(seed, name, function, pieces, design, pruning, law, goal, error)
-        found.append(block)
-    return found
-
-
-def _attempt(
-    seed: int, name: str, function: Univariate, pieces: int, design: Design, pruning: Pruning, law: str
-) -> tuple[Block | None, float]:
-    lines.checked(function, lowest=0.0)
-    try:
-        block = univariate_block(design.chain(seed, name, law), function, pieces, pruning)
-    except InputError:
-        return None, math.inf
-    return block, block_error(block, function)
-
-
-def _too_narrow(
-    seed: int,
-    name: str,
-    function: Univariate,
-    pieces: int,
-    design: Design,
-    pruning: Pruning,
-    law: str,
-    goal: float,
-    reached: float,
-) -> InputError:
-    """Widens the source by steps of 1.5 until the block succeeds, so that the message can name a width that does."""
-    best = reached
-    wide = design
-    for _ in range(10):
-        wide = Design(wide.pieces, *(math.ceil(1.5 * width) for width in (wide.inner, wide.rows, wide.outer)))
-        _, error = _attempt(seed, name, function, pieces, wide, pruning, law)
-        best = min(best, error)
-        if error <= goal:
-            valid = f"inner {wide.inner}, rows {wide.rows} and outer {wide.outer} would do"
-            break
-        if wide.rows > 2000:
-            valid = f"more than {pieces} pieces: no width up to {wide.rows} does"
-            break
-    else:
-        valid = f"more than {pieces} pieces: no width up to {wide.rows} does"
-    error_text = f"{reached:.3g}" if math.isfinite(reached) else "no candidates at all"
-    return InputError(
-        f"block {name!r} failed in a source of widths {design.inner}, {design.rows}, {design.outer}: "
-        f"best error {error_text}, goal {goal:g} (valid: {valid})"
-    )
+        block, reached = attempt(name, design)
+        if block is not None and reached <= goal:
+            blocks.append(block)
+            continue
+        for _ in range(10):
+            wide = Design(wide.pieces, *(math.ceil(1.5 * width) for width in (wide.inner, wide.rows, wide.outer)))
+            _, error = attempt(name, wide)
+            if error <= goal or wide.rows > 2000:
+                break
+        enough = f"inner {wide.inner}, rows {wide.rows} and outer {wide.outer} would do"
+        never = f"more than {pieces} pieces: no width up to {wide.rows} does"
+        raise InputError(
+            f"block {name!r} failed in a source of widths {design.inner}, {design.rows}, {design.outer}: best error "
+            f"{f'{reached:.3g}' if math.isfinite(reached) else 'no candidates at all'}, goal {goal:g} "
+            f"(valid: {enough if error <= goal else never})"
+        )
+    return blocks
 
 
 def function_ticket(
     seed: int,
-    function: Univariate,
+    function: UnivariateFunction,
     *,
     design: Design = SINE,
-    pruning: Pruning = Pruning(tolerance=1e-3),  # noqa: B008
+    pruning: BlockPruning = BlockPruning(tolerance=1e-3),  # noqa: B008
     law: str = "uniform",
     goal: float | None = None,
 ) -> UniversalTicket:
@@ -199,8 +184,8 @@ def function_ticket(
     """
     (pieces,) = design.pieces
     (block,) = _blocks(seed, "function", 1, function, pieces, design, pruning, law, goal)
-    failures = (f"function: {block.missed} targets missed their tolerance",) if block.missed else ()
-    return UniversalTicket(seed, law, 1, (Stage("function", "shared", (block.chain,), rectified=False),), failures)
+    stages = (ChainStage("function", "shared", (block.chain,), rectified=False),)
+    return UniversalTicket(seed, law, 1, stages, _failures({"function": block.missed}))
 
 
 def sine_ticket(seed: int, **options: Any) -> UniversalTicket:
@@ -214,7 +199,7 @@ def fourier_ticket(
     phases: Sequence[float] | Array,
     *,
     design: Design | None = None,
-    pruning: Pruning = Pruning(tolerance=1e-3),  # noqa: B008
+    pruning: BlockPruning = BlockPruning(tolerance=1e-3),  # noqa: B008
     law: str = "uniform",
     goal: float | None = None,
 ) -> UniversalTicket:
@@ -237,17 +222,18 @@ def fourier_ticket(
         design = Design((16 * periods,), rows=200 + 60 * periods, outer=200 + 60 * periods)
     limits = np.full(len(n), pruning.tolerance / (2 * math.pi)) / ((n > 0).sum(axis=1) + (c > 0))
     groups = n.shape[1] + int((c > 0).any())
-    source = draw(seed, "frequencies", (n.shape[1], design.linear * groups, len(n)), law)
+    source = draw_chain(seed, "frequencies", (n.shape[1], design.linear * groups, len(n)), law)
     linear, missed = linear_chain(source, n, c, limits, pruning)
     (block,) = _blocks(seed, "sine", 1, function, design.pieces[0], design, pruning, law, goal)
-    failures = [f"{name}: {number} targets missed their tolerance"
-                for name, number in (("frequencies", missed), ("sine", block.missed)) if number]  # fmt: skip
-    stages = (Stage("frequencies", "dense", (linear,)), Stage("sine", "shared", (block.chain,), rectified=False))
-    return UniversalTicket(seed, law, n.shape[1], stages, tuple(failures))
+    stages = (
+        ChainStage("frequencies", "dense", (linear,)),
+        ChainStage("sine", "shared", (block.chain,), rectified=False),
+    )
+    return UniversalTicket(seed, law, n.shape[1], stages, _failures({"frequencies": missed, "sine": block.missed}))
 
 
 def linear_chain(
-    source: Chain, exponents: Array, constants: Array, limits: Array, pruning: Pruning
+    source: Chain, exponents: Array, constants: Array, limits: Array, pruning: BlockPruning
 ) -> tuple[Chain, int]:
     """Non-negative numbers `exponents` (k, d) and `constants` (k,) as a mask on a chain d -> hidden -> k.
 
@@ -261,20 +247,19 @@ def linear_chain(
     keep, keep_bias = np.zeros_like(hidden.keep), np.zeros_like(hidden.keep_bias)
     keep_output, missed = np.zeros_like(output.keep), 0
     for group in range(groups):
-        mine = np.arange(group * room, (group + 1) * room)
-        factors = hidden.weight[mine, group] if group < inputs else hidden.bias[mine]
-        mine = mine[factors > 0][: pruning.pool]
-        factors = factors[factors > 0][: pruning.pool]
+        units = np.arange(group * room, (group + 1) * room)
+        factors = hidden.weight[units, group] if group < inputs else hidden.bias[units]
+        units, factors = units[factors > 0][: pruning.pool], factors[factors > 0][: pruning.pool]
         targets = exponents[:, group] if group < inputs else constants
         rows = np.flatnonzero(targets)
         if not len(rows):
             continue
-        if not len(mine):
+        if not len(units):
             raise Narrow(len(hidden.bias), 8 * groups, f"no unit of a positive factor for input {group}")
-        mask, errors = subsets(output.weight[np.ix_(rows, mine)] * factors, targets[rows], pruning, limits[rows])
+        mask, errors = subsets(output.weight[np.ix_(rows, units)] * factors, targets[rows], pruning, limits[rows])
         missed += int((errors > limits[rows]).sum())
-        keep_output[np.ix_(rows, mine)] = mask
-        used = mine[mask.any(axis=0)]
+        keep_output[np.ix_(rows, units)] = mask
+        used = units[mask.any(axis=0)]
         if group < inputs:
             keep[used, group] = True
         else:

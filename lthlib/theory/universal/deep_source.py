@@ -8,15 +8,13 @@ candidates at the same width. (Our construction; the paper's constants could not
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from lthlib.errors import InputError
-from lthlib.theory.subset_sum.solve import LARGEST_N, solve, unpack
-from lthlib.theory.universal.chains import Chain, draw, run
+from lthlib.theory.subset_sum.solve import LARGEST_N, Array, solve
+from lthlib.theory.universal.chains import Chain, draw_chain, run_chain
 
-Array = np.ndarray[Any, Any]
 Path = tuple[tuple[int, int], ...]  # (layer, row) and its column follow from the path's previous unit
 
 
@@ -55,7 +53,7 @@ def candidate_paths(source: Chain) -> tuple[Array, list[Path]]:
             row = unit
     carriers: list[int] = []
     reach = 1.0
-    found: list[tuple[float, Path]] = []
+    candidates: list[tuple[float, Path]] = []
     for level in range(hidden):
         gains = weights[level][:, carriers[-1] if carriers else 0] * reach
         free = [unit for unit in range(width) if unit not in taken[level] and gains[unit] > 0]
@@ -67,21 +65,18 @@ def candidate_paths(source: Chain) -> tuple[Array, list[Path]]:
                 continue
             head = tuple(enumerate([*carriers, unit]))
             if level == hidden - 1:
-                found.append((float(gains[unit] * weights[level + 1][0, unit]), head))
+                candidates.append((float(gains[unit] * weights[level + 1][0, unit]), head))
                 continue
-            tails = []
-            for sign, (into, factor) in ways[level + 1].items():
-                gain = float(weights[level + 1][into, unit])
-                if gain > 0:
-                    tails.append((gain * factor, sign))
+            onward = weights[level + 1][:, unit]
+            tails = [(float(onward[at]) * gain, side) for side, (at, gain) in ways[level + 1].items() if onward[at] > 0]
             if tails:
-                value, sign = max(tails, key=lambda one: abs(one[0]))
+                value, sign = max(tails, key=lambda tail: abs(tail[0]))
                 way = tuple((later, ways[later][sign][0]) for later in range(level + 1, hidden))
-                found.append((float(gains[unit] * value), (*head, *way)))
+                candidates.append((float(gains[unit] * value), (*head, *way)))
         carriers.append(carrier)
         reach = float(gains[carrier]) if level < hidden - 1 else 0.0
-    found.sort(key=lambda one: -abs(one[0]))
-    return np.array([product for product, _ in found]), [path for _, path in found]
+    candidates.sort(key=lambda candidate: -abs(candidate[0]))
+    return np.array([product for product, _ in candidates]), [path for _, path in candidates]
 
 
 def deep_weight(seed: int, target: float, width: int, depth: int, law: str = "uniform") -> DeepWeight:
@@ -92,22 +87,19 @@ def deep_weight(seed: int, target: float, width: int, depth: int, law: str = "un
     """
     if depth < 2 or width < 4:
         raise InputError(f"depth {depth} and width {width} are no source (valid: 2 layers or more, 4 units or more)")
-    source = draw(seed, f"deep weight {depth} {width}", [1, *[width] * (depth - 1), 1], law)
+    source = _source(seed, width, depth, law)
     products, paths = candidate_paths(source)
     if not len(products):
         raise InputError(f"a source of width {width} and depth {depth} has no positive path (valid: wider sources)")
     products = products[:LARGEST_N]
-    found = solve(products, np.array(target))
-    chosen = np.flatnonzero(unpack(found.mask, len(products)))
-    return DeepWeight(_masked(source, [paths[one] for one in chosen]), float(found.error), len(products))
+    solution = solve(products, np.array(target))
+    chosen = np.flatnonzero(solution.kept(len(products)))
+    return DeepWeight(_masked(source, [paths[place] for place in chosen]), float(solution.error), len(products))
 
 
 def deep_errors(seed: int, targets: Sequence[float] | Array, width: int, depth: int, law: str = "uniform") -> Array:
     """Errors (T,) of many targets, each from a source of its own seed (seed, number): see `deep_weight`."""
-    pools = [
-        candidate_paths(draw(seed + 1000 * i, f"deep weight {depth} {width}", [1, *[width] * (depth - 1), 1], law))[0]
-        for i in range(len(targets))
-    ]
+    pools = [candidate_paths(_source(seed + 1000 * i, width, depth, law))[0] for i in range(len(targets))]
     most = min(LARGEST_N, max(map(len, pools)))
     # padding with zeros leaves every sum as it is
     candidates = np.array([np.pad(pool[:most], (0, most - len(pool[:most]))) for pool in pools])
@@ -116,7 +108,11 @@ def deep_errors(seed: int, targets: Sequence[float] | Array, width: int, depth: 
 
 def realised(weight: DeepWeight) -> float:
     """The masked chain's output at x = 1."""
-    return float(run(weight.chain, np.ones((1, 1)))[0, 0])
+    return float(run_chain(weight.chain, np.ones((1, 1)))[0, 0])
+
+
+def _source(seed: int, width: int, depth: int, law: str) -> Chain:
+    return draw_chain(seed, f"deep weight {depth} {width}", [1, *[width] * (depth - 1), 1], law)
 
 
 def _masked(source: Chain, paths: list[Path]) -> Chain:

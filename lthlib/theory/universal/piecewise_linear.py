@@ -9,13 +9,12 @@ to rounding: what pruning adds is measured in `theory.universal`.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lthlib.errors import InputError, unknown
+from lthlib.theory.subset_sum.solve import Array
 
-Array = np.ndarray[Any, Any]
 Map = Callable[[Array], Array]
 
 GRID = 10_001  # points at which a supremum is taken, and the knots beside
@@ -25,7 +24,7 @@ VALUES = ("shifted", "interpolated")
 
 
 @dataclass(frozen=True)
-class Univariate:
+class UnivariateFunction:
     """A function of one variable on a domain [a, b], `value` and `curvature` (its second derivative) elementwise.
 
     `weight` says how much an error at t matters (1 without it). Without `curvature`, second differences stand in.
@@ -50,7 +49,7 @@ class Univariate:
         return np.ones_like(t) if self.weight is None else np.asarray(self.weight(t), float)
 
 
-def checked(function: Univariate, lowest: float = -math.inf) -> Univariate:
+def checked(function: UnivariateFunction, lowest: float = -math.inf) -> UnivariateFunction:
     """The function itself, if its domain is an interval from `lowest` on and it is finite and bounded there.
 
     Raises InputError otherwise, naming the point.
@@ -70,8 +69,8 @@ def checked(function: Univariate, lowest: float = -math.inf) -> Univariate:
         raise InputError(f"{function.name} maps shape {t.shape} to {values.shape} (valid: elementwise functions)")
     wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))
     if len(wrong):
-        found, at = values[wrong[0]], t[wrong[0]]
-        kind = "NaN" if np.isnan(found) else f"unbounded ({found:g})"
+        value, at = values[wrong[0]], t[wrong[0]]
+        kind = "NaN" if np.isnan(value) else f"unbounded ({value:g})"
         raise InputError(
             f"{function.name} is {kind} at t = {at:g} (valid: magnitudes to {LARGEST:g} on [{a:g}, {b:g}])"
         )
@@ -81,14 +80,14 @@ def checked(function: Univariate, lowest: float = -math.inf) -> Univariate:
 # --- the functions of Burkholz et al. (ICLR 2022), in coordinates in which every layer's values are positive ---
 
 
-def minus_log(degree: int = 1) -> Univariate:
+def minus_log(degree: int = 1) -> UnivariateFunction:
     r"""$-\ln\frac{1+x}{2}$ on [0, 1], its errors weighted by $\max_{r\le R} r y^r$, $y=(1+x)/2$, R = `degree`.
 
     That weight is what an error of the logarithm does to $y^r$ at most (the release's g_1 with its sign turned).
     """
     _positive(degree, "degree")
     powers = range(1, degree + 1)
-    return Univariate(
+    return UnivariateFunction(
         "-log((1+x)/2)",
         lambda x: -np.log((1 + x) / 2),
         (0.0, 1.0),
@@ -97,19 +96,21 @@ def minus_log(degree: int = 1) -> Univariate:
     )
 
 
-def decay(degree: float = 4, padding: float = 0.02) -> Univariate:
+def decay(degree: float = 4, padding: float = 0.02) -> UnivariateFunction:
     r"""$e^{-u}$ on $[0, R\ln 2+\text{padding}]$, R = `degree`; the padding is room for errors of the exponent."""
     if not (degree > 0 and padding >= 0):
         raise InputError(f"degree {degree} and padding {padding} give no domain (valid: above 0, and 0 or more)")
-    return Univariate("exp(-u)", lambda u: np.exp(-u), (0.0, degree * math.log(2) + padding), lambda u: np.exp(-u))
+    return UnivariateFunction(
+        "exp(-u)", lambda u: np.exp(-u), (0.0, degree * math.log(2) + padding), lambda u: np.exp(-u)
+    )
 
 
-def sine(periods: float = 1.0) -> Univariate:
+def sine(periods: float = 1.0) -> UnivariateFunction:
     r"""$\sin 2\pi u$ on [0, `periods`]."""
     if not 0 < periods <= 1000:
         raise InputError(f"a sine over {periods} periods is no domain (valid: above 0, at most 1000)")
     turn = 2 * math.pi
-    return Univariate(
+    return UnivariateFunction(
         "sin(2 pi u)", lambda u: np.sin(turn * u), (0.0, float(periods)), lambda u: -(turn**2) * np.sin(turn * u)
     )
 
@@ -117,7 +118,7 @@ def sine(periods: float = 1.0) -> Univariate:
 # --- knots, values, errors ---
 
 
-def knots(function: Univariate, pieces: int, placement: str = "equidistributed") -> Array:
+def knots(function: UnivariateFunction, pieces: int, placement: str = "equidistributed") -> Array:
     """`pieces` + 1 increasing knots from one end of the domain to the other, float64.
 
     "uniform", or "equidistributed": equal shares of the integral of sqrt(weight * |f''|). Raises InputError for an
@@ -142,12 +143,12 @@ def knots(function: Univariate, pieces: int, placement: str = "equidistributed")
     # a straight stretch still needs its pieces' ends in order
     density = density + 1e-6 * (density.max() or 1.0)
     mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    found = np.interp(np.linspace(0, mass[-1], pieces + 1), mass, t)
-    found[[0, -1]] = function.domain
-    return found
+    places = np.interp(np.linspace(0, mass[-1], pieces + 1), mass, t)
+    places[[0, -1]] = function.domain
+    return places
 
 
-def values_at(function: Univariate, at: Array, values: str = "shifted") -> Array:
+def values_at(function: UnivariateFunction, at: Array, values: str = "shifted") -> Array:
     """Values of the broken line at its knots `at` (N + 1, increasing): the function's own ("interpolated"), or
     "shifted" by half the error in the middle of the adjoining pieces (their mean inside), which halves the supremum."""
     if values not in VALUES:
@@ -159,7 +160,9 @@ def values_at(function: Univariate, at: Array, values: str = "shifted") -> Array
     return exact + (np.concatenate([middle[:1], middle]) + np.concatenate([middle, middle[-1:]])) / 4
 
 
-def sup_error(function: Univariate, approximation: Map, extra: Array | None = None, points: int = GRID) -> float:
+def sup_error(
+    function: UnivariateFunction, approximation: Map, extra: Array | None = None, points: int = GRID
+) -> float:
     """The largest |approximation - function| over `points` equally spaced points and the `extra` ones inside."""
     t = function.grid(points)
     if extra is not None:
@@ -168,13 +171,13 @@ def sup_error(function: Univariate, approximation: Map, extra: Array | None = No
     return float(np.abs(approximation(t) - function(t)).max())
 
 
-def line_error(function: Univariate, at: Array, values: str = "shifted") -> float:
+def line_error(function: UnivariateFunction, at: Array, values: str = "shifted") -> float:
     """The supremum error of the broken line through `at`: the floor of whatever is built on those knots."""
     heights = values_at(function, at, values)
     return sup_error(function, lambda t: np.interp(t, at, heights), at)
 
 
-def uniform_bound(function: Univariate, pieces: int) -> float:
+def uniform_bound(function: UnivariateFunction, pieces: int) -> float:
     """h^2 max|f''| / 8, the bound for uniform knots and interpolated values."""
     _positive(pieces, "pieces")
     if function.curvature is None:
@@ -183,7 +186,7 @@ def uniform_bound(function: Univariate, pieces: int) -> float:
     return ((b - a) / pieces) ** 2 / 8 * float(np.abs(function.curvature(function.grid())).max())
 
 
-def equidistributed_rate(function: Univariate, pieces: int) -> float:
+def equidistributed_rate(function: UnivariateFunction, pieces: int) -> float:
     """(integral of sqrt|f''|)^2 / (8 N^2): what equidistributed knots, interpolated, come to for many pieces."""
     _positive(pieces, "pieces")
     if function.curvature is None:
@@ -201,8 +204,8 @@ def power_errors(log_knots: Array, exp_knots: Array, degrees: Sequence[int], val
     log_values = values_at(minus_log(), log_knots, values)
     exp_values = values_at(decay(), exp_knots, values)
     v = np.interp(x, log_knots, log_values)
-    found = [np.interp(r * v, exp_knots, exp_values) - ((1 + x) / 2) ** r for r in degrees]
-    return np.array([float(np.abs(error).max()) for error in found])
+    errors = [np.interp(r * v, exp_knots, exp_values) - ((1 + x) / 2) ** r for r in degrees]
+    return np.array([float(np.abs(error).max()) for error in errors])
 
 
 # --- comparison arm: products through sawtooth functions ---

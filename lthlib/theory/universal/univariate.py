@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from lthlib.errors import InputError, unknown
-from lthlib.theory.subset_sum.solve import LARGEST_N, solve, unpack
+from lthlib.theory.subset_sum.solve import LARGEST_N, Array, solve
 from lthlib.theory.universal import piecewise_linear as lines
-from lthlib.theory.universal.chains import Chain, Layer, live_part, run
-from lthlib.theory.universal.piecewise_linear import Univariate
-
-Array = np.ndarray[Any, Any]
+from lthlib.theory.universal.chains import Chain, Layer, live_part, run_chain
+from lthlib.theory.universal.piecewise_linear import UnivariateFunction
 
 INNER = ("single", "subset")
 REFITS = ("each", "once", "off")
@@ -26,7 +24,7 @@ MISPLACED = 0.2  # pieces that a knot may lie from its place before the inner la
 
 
 @dataclass(frozen=True)
-class Pruning:
+class BlockPruning:
     """How a block is pruned.
 
     - `tolerance`: how far the block's value at a knot may be from the broken line aimed at, which sets each outer
@@ -69,20 +67,13 @@ class Pruning:
             raise InputError(f"subsets of {self.largest} out of {self.pool} candidates (valid: 1 to the pool)")
 
 
-RELEASED = Pruning(
-    tolerance=2e-6,
-    inner="subset",
-    refit="once",
-    mode="best",
-    pool=30,
-    share=False,
-    placement="uniform",
-    values="interpolated",
+RELEASED = BlockPruning(
+    2e-6, inner="subset", refit="once", mode="best", pool=30, share=False, placement="uniform", values="interpolated"
 )
 
 
 @dataclass(frozen=True)
-class Block:
+class UnivariateBlock:
     """A pruned block: its masked `chain`, the knots `achieved`, and how many targets missed their tolerance."""
 
     chain: Chain
@@ -109,7 +100,7 @@ class Inner:
 # --- step 1: the inner layer ---
 
 
-def prune_inner(source: Chain, function: Univariate, at: Array, pruning: Pruning) -> Inner:
+def prune_inner(source: Chain, function: UnivariateFunction, at: Array, pruning: BlockPruning) -> Inner:
     """Masks the first two layers of a chain 1 -> inner -> rows so that units begin to rise near the knots `at`.
 
     `at` (N + 1) are the wanted knots; the last is the end of the domain and needs no unit, the first unit has no bias.
@@ -119,11 +110,11 @@ def prune_inner(source: Chain, function: Univariate, at: Array, pruning: Pruning
     first, second = source[0], source[1]
     places, slopes = at[:-1], np.diff(lines.values_at(function, at, pruning.values)) / np.diff(at)
     bends = np.abs(np.diff(slopes, prepend=0.0))
-    if pruning.inner == "subset":
-        found = _inner_subsets(first, second, places, bends, pruning)
-    else:
-        found = _inner_singles(first, second, places, np.diff(at), bends)
-    rows, carried, biased, missed = found
+    rows, carried, biased, missed = (
+        _inner_subsets(first, second, places, bends, pruning)
+        if pruning.inner == "subset"
+        else _inner_singles(first, second, places, np.diff(at), bends)
+    )
     keep, keep_first = np.zeros_like(second.keep), np.zeros_like(first.keep)
     keep_first_bias = np.zeros_like(first.keep_bias)
     for row, carriers, constants in zip(rows, carried, biased, strict=True):
@@ -143,7 +134,7 @@ def prune_inner(source: Chain, function: Univariate, at: Array, pruning: Pruning
 
 def achieved(layers: tuple[Layer, Layer], rows: Array, missed: int = 0) -> Inner:
     """Reads what the masked inner layers do: weight and bias of each knot unit, in the order of their knots."""
-    at_zero, at_one = (run(layers[:1], np.array([[t]]), rectified=True)[0] for t in (0.0, 1.0))
+    at_zero, at_one = (run_chain(layers[:1], np.array([[t]]), rectified=True)[0] for t in (0.0, 1.0))
     masked = np.where(layers[1].keep[rows], layers[1].weight[rows], 0.0)
     biases = masked @ at_zero
     weights = masked @ (at_one - at_zero)
@@ -165,13 +156,13 @@ def _inner_singles(first: Layer, second: Layer, places: Array, gaps: Array, bend
         carriers = _spread(by_weight, count)
         constants = _spread(by_bias[~np.isin(by_bias, carriers)], count)
         if len(constants):
-            found = _assigned(second, weights[carriers], biases[constants], carriers, constants, places, gaps, bends)
-            if found[-1] < MISPLACED or count >= max(len(by_weight), len(by_bias)):
+            assigned = _assigned(first, second, carriers, constants, places, gaps, bends)
+            if assigned[-1] < MISPLACED or count >= max(len(by_weight), len(by_bias)):
                 break
-    if not len(constants) or not math.isfinite(found[-1]):
+    if not len(constants) or not math.isfinite(assigned[-1]):
         width = len(second.weight)
         raise Narrow(width, 2 * width, f"no rows of the right signs for its {len(places)} knots")
-    return (*found[:-1], 0)
+    return (*assigned[:-1], 0)
 
 
 def _spread(ordered: Array, count: int) -> Array:
@@ -180,21 +171,15 @@ def _spread(ordered: Array, count: int) -> Array:
 
 
 def _assigned(
-    second: Layer,
-    weights: Array,
-    biases: Array,
-    carriers: Array,
-    constants: Array,
-    places: Array,
-    gaps: Array,
-    bends: Array,
+    first: Layer, second: Layer, carriers: Array, constants: Array, places: Array, gaps: Array, bends: Array
 ) -> tuple[Any, ...]:
     """Rows, their carriers and their constants for each knot, and the largest miss in units of the piece's width."""
     from scipy.optimize import linear_sum_assignment
 
     # Every row with every pair of a carrier and a constant is a possible knot; costs are squared misses of the place,
     # and a penalty where a small inner weight would need an outer one out of reach.
-    slopes, offsets = weights * second.weight[:, carriers], biases * second.weight[:, constants]
+    slopes = first.weight[carriers, 0] * second.weight[:, carriers]
+    offsets = first.bias[constants] * second.weight[:, constants]
     with np.errstate(divide="ignore", invalid="ignore"):
         at = np.where((slopes[:, :, None] > 0) & (offsets[:, None] < 0), -offsets[:, None] / slopes[:, :, None], np.inf)
         lack = np.maximum(0.0, np.log(np.sqrt(bends) / np.maximum(slopes, 1e-12)[:, :, None])) ** 2
@@ -212,16 +197,11 @@ def _assigned(
     pairs = [divmod(int(pick), len(constants)) for pick in picks[1:]]
     carried = [[carriers[picks[0]]], *([carriers[pair[0]]] for pair in pairs)]
     missed = [misses[row, place + 1, pick] for place, (row, pick) in enumerate(zip(rows[1:], picks[1:], strict=True))]
-    possible = best[rows[0], 0] < 1e5
-    return (
-        rows,
-        carried,
-        [[], *([constants[pair[1]]] for pair in pairs)],
-        max(missed, default=0.0) if possible else math.inf,
-    )
+    worst = max(missed, default=0.0) if best[rows[0], 0] < 1e5 else math.inf
+    return rows, carried, [[], *([constants[pair[1]]] for pair in pairs)], worst
 
 
-def _inner_subsets(first: Layer, second: Layer, places: Array, bends: Array, pruning: Pruning) -> tuple[Any, ...]:
+def _inner_subsets(first: Layer, second: Layer, places: Array, bends: Array, pruning: BlockPruning) -> tuple[Any, ...]:
     rows = np.arange(len(places))
     if len(second.weight) < len(rows):
         raise Narrow(len(second.weight), len(rows), f"fewer rows than its {len(rows)} knots")
@@ -257,7 +237,9 @@ def exact_outer(inner: Inner, nodes: Array, heights: Array) -> tuple[Array, floa
     return weights, float(heights[0] - (units @ weights)[0])
 
 
-def prune_outer(source: Chain, inner: Inner, function: Univariate, pruning: Pruning, wanted: Array) -> Block:
+def prune_outer(
+    source: Chain, inner: Inner, function: UnivariateFunction, pruning: BlockPruning, wanted: Array
+) -> UnivariateBlock:
     """Masks the last two layers of the chain so that the block follows the broken line on the achieved knots.
 
     `wanted` are the knots the inner layer was to have: `refit="off"` computes its targets from them. With "each" the
@@ -277,7 +259,8 @@ def prune_outer(source: Chain, inner: Inner, function: Univariate, pruning: Prun
         planned = np.diff(lines.values_at(function, wanted, pruning.values)) / np.diff(wanted)
         bends = np.diff(planned, prepend=0.0)
         # the balanced split that the inner layer was to have, or its own weights where it was free to choose
-        split = np.sqrt(np.maximum(np.abs(bends), 1e-3)) if pruning.inner == "subset" else _first(inner.weights, bends)
+        split = np.sqrt(np.maximum(np.abs(bends), 1e-3))
+        split = split if pruning.inner == "subset" else np.resize(inner.weights, len(bends))
         targets, bias = (bends / split)[: len(rows)], float(lines.values_at(function, wanted, pruning.values)[0])
     else:
         targets, bias = exact_outer(inner, nodes, heights)
@@ -292,22 +275,16 @@ def prune_outer(source: Chain, inner: Inner, function: Univariate, pruning: Prun
         if pruning.refit == "each":
             targets[i] = (heights[i + 1] - value[i + 1]) / effect[i + 1, i]
         value += effect[:, i] * outer.weight(row, targets[i], float(limits[i]))
-    layers = inner.layers
-    unused = np.ones(len(layers[1].weight), bool)
-    unused[rows] = False
-    second = replace(layers[1], keep=layers[1].keep & ~unused[:, None])
-    missed = outer.missed + inner.missed
-    return Block((layers[0], second, *outer.layers()), nodes[:-1], missed)
-
-
-def _first(weights: Array, bends: Array) -> Array:
-    return np.resize(weights, len(bends))
+    first, second = inner.layers
+    used = np.isin(np.arange(len(second.weight)), rows)
+    chain = (first, replace(second, keep=second.keep & used[:, None]), *outer.layers())
+    return UnivariateBlock(chain, nodes[:-1], outer.missed + inner.missed)
 
 
 class _Outer:
     """The hidden units of an outer layer while they are given out: which are in use, and the masks so far."""
 
-    def __init__(self, hidden: Layer, output: Layer, pruning: Pruning) -> None:
+    def __init__(self, hidden: Layer, output: Layer, pruning: BlockPruning) -> None:
         self.hidden, self.output, self.pruning = hidden, output, pruning
         self.keep, self.keep_bias = np.zeros_like(hidden.keep), np.zeros_like(hidden.keep_bias)
         self.keep_output = np.zeros_like(output.keep)
@@ -349,7 +326,7 @@ class _Outer:
             tried.append((error > limit, error if error > limit else cost, error, total, kept))
             if error <= limit and cost <= 2:
                 break  # the later pools cannot do with fewer
-        missed, _, _, total, kept = min(tried, key=lambda one: one[:3])
+        missed, _, _, total, kept = min(tried, key=lambda attempt: attempt[:3])
         self.missed += bool(missed) and self.pruning.mode == "sparsest"
         self.keep[kept, row] = self.used[kept] = True
         self.keep_output[0, kept] = True
@@ -361,18 +338,18 @@ class _Outer:
         return mask[0], float(products[mask[0]].sum())
 
 
-def subsets(products: Array, targets: Array, pruning: Pruning, limits: Array) -> tuple[Array, Array]:
+def subsets(products: Array, targets: Array, pruning: BlockPruning, limits: Array) -> tuple[Array, Array]:
     """Which products (T, n) are kept for each target (bool), and the errors (T,)."""
     n = products.shape[1]
     if pruning.mode == "sparsest":
         # one tolerance a call: scaled so that each target has its own
-        found = solve(products / limits[:, None], targets / limits, "sparsest", eps=1.0)
-        return unpack(found.mask, n), found.error * limits
+        solution = solve(products / limits[:, None], targets / limits, "sparsest", eps=1.0)
+        return solution.kept(n), solution.error * limits
     best, errors = np.zeros((len(targets), n), bool), np.abs(targets)
     for size in range(1, min(pruning.largest, n) + 1):
-        found = solve(products, targets, "fixed", k=size)
-        better = (found.error < errors) & (errors > limits)
-        best[better], errors = unpack(found.mask, n)[better], np.minimum(errors, found.error)
+        solution = solve(products, targets, "fixed", k=size)
+        better = (solution.error < errors) & (errors > limits)
+        best[better], errors = solution.kept(n)[better], np.minimum(errors, solution.error)
     return best, errors
 
 
@@ -386,7 +363,9 @@ class Narrow(InputError):
         super().__init__(f"a width of {width} has {reason} (valid: about {enough} or more)")
 
 
-def univariate_block(source: Chain, function: Univariate, pieces: int, pruning: Pruning = Pruning()) -> Block:
+def univariate_block(
+    source: Chain, function: UnivariateFunction, pieces: int, pruning: BlockPruning = BlockPruning()
+) -> UnivariateBlock:
     """The function as a mask on a random chain 1 -> inner -> knots -> outer -> 1, with `pieces` knot units.
 
     Raises InputError for a function that is NaN or unbounded, a domain that begins below 0 (inputs must be positive),
@@ -400,12 +379,12 @@ def univariate_block(source: Chain, function: Univariate, pieces: int, pruning: 
     return prune_outer(source, inner, function, pruning, wanted)
 
 
-def block_error(block: Block, function: Univariate) -> float:
+def block_error(block: UnivariateBlock, function: UnivariateFunction) -> float:
     """The supremum over at least 10,000 points and the achieved knots of the masked chain's error."""
     chain = live_part(block.chain)
-    return lines.sup_error(function, lambda t: run(chain, t[:, None])[:, 0], block.achieved)
+    return lines.sup_error(function, lambda t: run_chain(chain, t[:, None])[:, 0], block.achieved)
 
 
-def achieved_floor(block: Block, function: Univariate, values: str = "shifted") -> float:
+def achieved_floor(block: UnivariateBlock, function: UnivariateFunction, values: str = "shifted") -> float:
     """The error of the broken line on the achieved knots: what a block has before its outer layer is pruned."""
     return lines.line_error(function, np.append(block.achieved, function.domain[1]), values)

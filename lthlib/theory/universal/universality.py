@@ -8,15 +8,15 @@ its numbers are counted.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 
 from lthlib.errors import InputError
 from lthlib.randomness import generator
+from lthlib.theory.subset_sum.solve import Array
 from lthlib.theory.universal.piecewise_linear import GRID
 
-Array = np.ndarray[Any, Any]
 Features = Callable[[Array], Array]
 
 
@@ -105,7 +105,7 @@ def _minimax(q: Array, target: Array) -> Array:
 
     chosen = np.unique(np.linspace(0, len(q) - 1, min(len(q), 8 * q.shape[1] + 40)).astype(int))
     cost = np.append(np.zeros(q.shape[1]), 1.0)
-    found = np.zeros(q.shape[1])
+    weights = np.zeros(q.shape[1])
     for _ in range(15):
         part, goal = q[chosen], target[chosen]
         ones = np.ones((len(part), 1))
@@ -113,15 +113,15 @@ def _minimax(q: Array, target: Array) -> Array:
         solved = linprog(cost, A_ub=rows, b_ub=np.concatenate([goal, -goal]), bounds=(None, None), method="highs")
         if solved.status != 0:
             break
-        found, bound = solved.x[:-1], solved.x[-1]
-        error = np.abs(q @ found - target)
+        weights, bound = solved.x[:-1], solved.x[-1]
+        error = np.abs(q @ weights - target)
         if error.max() <= bound * (1 + 1e-4) + 1e-9:
             break
         worst = np.argsort(error)[-max(20, q.shape[1]) :]
         # the points where the error peaks, too: the worst ones are often neighbours
         peaks = 1 + np.flatnonzero((error[1:-1] >= error[:-2]) & (error[1:-1] >= error[2:]) & (error[1:-1] > bound))
         chosen = np.unique(np.concatenate([chosen, worst, peaks]))
-    return found
+    return weights
 
 
 @dataclass(frozen=True)
@@ -147,12 +147,12 @@ def universality_gap(features: Features, family: Mapping[str, Callable[[Array], 
     values = features(points)
     targets = []
     for name, function in family.items():
-        found = np.asarray(function(points), float)
-        if found.shape != (len(points),) or not np.isfinite(found).all():
+        goal = np.asarray(function(points), float)
+        if goal.shape != (len(points),) or not np.isfinite(goal).all():
             raise InputError(
                 f"function {name!r} is NaN, infinite or misshapen on the points (valid: one number a point)"
             )
-        targets.append(found)
+        targets.append(goal)
     goals = np.stack(targets, axis=1)
     program, squares = smallest_supremum(values, goals), least_squares(values, goals)
     sups = np.abs(program(values) - goals).max(axis=0)
@@ -207,8 +207,6 @@ def exact_waves(frequencies: Array, phases: Sequence[float] | Array) -> Features
 def random_units(seed: int, units: int) -> Features:
     """Untrained ReLU features of one coordinate, relu(w x + b), w U[-2, 2] and b U[-1, 1] as in the source."""
     source = generator(seed, "random units", units)
-    import torch
-
     w = ((2 * torch.rand(1, units, dtype=torch.float64, generator=source) - 1) * 2).numpy()
     b = (2 * torch.rand(units, dtype=torch.float64, generator=source) - 1).numpy()
     return lambda x: np.maximum(x[:, :1] @ w + b, 0.0)
@@ -220,8 +218,6 @@ def unit_grid(points: int = GRID) -> Array:
 
 
 def _coefficients(number: int, size: int, seed: int, purpose: str) -> Array:
-    import torch
-
     source = generator(seed, "family", purpose)
     drawn = 2 * torch.rand(number, size, dtype=torch.float64, generator=source).numpy() - 1
     return np.asarray(drawn / np.abs(drawn).sum(axis=1, keepdims=True))

@@ -10,6 +10,7 @@ from torch import nn
 
 from lthlib.errors import InputError
 from lthlib.models import architecture as models
+from lthlib.models import layers
 from lthlib.models.initial import initial_state
 from lthlib.theory.strong import construct as strong
 from lthlib.theory.strong import equivariant as strong_equivariant
@@ -17,17 +18,17 @@ from lthlib.theory.strong import search as strong_search
 from lthlib.theory.strong import sources as strong_sources
 from lthlib.theory.strong.construct import construct
 from lthlib.theory.strong.error_bounds import error_bound, error_budget
-from lthlib.theory.strong.search import Search, choose, draw, greedy
+from lthlib.theory.strong.search import SubsetSearch, choose, draw_weights, greedy
 from lthlib.ticket import Ticket, dense_ticket
 
 INPUTS = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(7))
-SEARCH = Search(candidates=18, eps=1e-3, redraws=4)
+SEARCH = SubsetSearch(candidates=18, eps=1e-3, redraws=4)
 
 
 def target(name, seed=0, shape=(1, 8, 8), classes=10):
     """A random network with biases and normalisations that do something."""
-    own = "-" in name and name.split("-")[0] not in ("lenet", "conv", "resnet", "vgg")
-    architecture = (strong_sources.source if own else models.architecture)(name, shape, classes)
+    custom = "-" in name and name.split("-")[0] not in ("lenet", "conv", "resnet", "vgg")
+    architecture = (strong_sources.source if custom else models.architecture)(name, shape, classes)
     state, source = initial_state(architecture, seed), torch.Generator().manual_seed(seed)
     for key, tensor in state.items():
         if key.endswith(("bias", "running_mean")):
@@ -76,19 +77,22 @@ def test_layers_read_from_a_ticket_compute_its_function(name):
 )  # fmt: skip
 def test_two_layers_a_layer(name, scale):
     ticket = target(name)
-    found = construct(ticket, SEARCH)
-    assert found.unreached == 0
-    assert found.layers["largest_error"].max() <= SEARCH.eps
+    construction = construct(ticket, SEARCH)
+    assert construction.unreached == 0
+    assert construction.layers["largest_error"].max() <= SEARCH.eps
     # the masked source itself, forwards, is the network of the effective weights, for inputs of both signs
     with torch.no_grad():
-        difference = (found.outputs(INPUTS) - found.effective_outputs(INPUTS)).abs().max()
+        difference = (construction.outputs(INPUTS) - construction.effective_outputs(INPUTS)).abs().max()
     assert difference < 1e-12
-    assert found.sup_error(INPUTS) < scale
-    assert found.sup_error(INPUTS) <= error_bound(found.nodes, list(found.layers["largest_error"]), INPUTS) + 1e-12
-    for layer in strong_sources.affines(found.nodes):
-        mine = found.effective[layer.name]
-        assert (mine.positive - layer.weight).abs().max() <= SEARCH.eps
-        assert layer.bias is None or (mine.bias - layer.bias).abs().max() <= SEARCH.eps
+    assert construction.sup_error(INPUTS) < scale
+    assert (
+        construction.sup_error(INPUTS)
+        <= error_bound(construction.nodes, list(construction.layers["largest_error"]), INPUTS) + 1e-12
+    )
+    for layer in strong_sources.affines(construction.nodes):
+        weights = construction.effective[layer.name]
+        assert (weights.positive - layer.weight).abs().max() <= SEARCH.eps
+        assert layer.bias is None or (weights.bias - layer.bias).abs().max() <= SEARCH.eps
 
 
 @pytest.mark.parametrize(
@@ -98,12 +102,12 @@ def test_two_layers_a_layer(name, scale):
 )  # fmt: skip
 def test_one_layer_more_than_the_target(name, most):
     ticket = target(name)
-    found = construct(ticket, Search(candidates=22, eps=1e-3, redraws=4), kind="depth-plus-one")
-    assert found.unreached <= 5
-    assert found.sup_error(INPUTS) < most
-    assert len(found.ticket.masks) == len(ticket.masks) + 1
+    construction = construct(ticket, SubsetSearch(candidates=22, eps=1e-3, redraws=4), kind="depth-plus-one")
+    assert construction.unreached <= 5
+    assert construction.sup_error(INPUTS) < most
+    assert len(construction.ticket.masks) == len(ticket.masks) + 1
     # every replica that is kept is used: no kept weight leads to a neuron that nothing reads
-    masks = list(found.ticket.masks.values())
+    masks = list(construction.ticket.masks.values())
     for before, after in pairwise(masks):
         rows = before.flatten(1).any(1)
         columns = after.transpose(0, 1).flatten(1).any(1).view(len(rows), -1).any(1)
@@ -112,22 +116,22 @@ def test_one_layer_more_than_the_target(name, most):
 
 @pytest.mark.parametrize("kind", strong.KINDS)
 def test_a_ticket_is_a_masked_draw_of_its_source(kind, tmp_path):
-    found = construct(target("lenet-12"), SEARCH, kind=kind, seed=3)
+    construction = construct(target("lenet-12"), SEARCH, kind=kind, seed=3)
     again = construct(target("lenet-12"), SEARCH, kind=kind, seed=3)
-    other = construct(target("lenet-12", seed=1), Search(candidates=18), kind=kind, seed=3)
-    assert found.ticket.digest() == again.ticket.digest()
+    other = construct(target("lenet-12", seed=1), SubsetSearch(candidates=18), kind=kind, seed=3)
+    assert construction.ticket.digest() == again.ticket.digest()
     # the source does not look at the target: where no redraw widened it, another target prunes the same numbers
     for name, weights in other.ticket.coefficients.items():
-        mine = found.ticket.coefficients[name]
-        if mine.shape == weights.shape:
-            torch.testing.assert_close(mine, weights, rtol=0, atol=0)
-    state = found.ticket.state()
-    for name, bias in found.source_biases.items():
-        torch.testing.assert_close(state[name], bias * found.bias_masks[name], rtol=0, atol=0)
-    found.ticket.save(tmp_path / "ticket.safetensors")
+        drawn = construction.ticket.coefficients[name]
+        if drawn.shape == weights.shape:
+            torch.testing.assert_close(drawn, weights, rtol=0, atol=0)
+    state = construction.ticket.state()
+    for name, bias in construction.source_biases.items():
+        torch.testing.assert_close(state[name], bias * construction.bias_masks[name], rtol=0, atol=0)
+    construction.ticket.save(tmp_path / "ticket.safetensors")
     loaded = Ticket.load(tmp_path / "ticket.safetensors")
-    torch.testing.assert_close(module_outputs(loaded, INPUTS), found.outputs(INPUTS), rtol=0, atol=0)
-    counts = found.counts
+    torch.testing.assert_close(module_outputs(loaded, INPUTS), construction.outputs(INPUTS), rtol=0, atol=0)
+    counts = construction.counts
     kept = sum(int((state[name] != 0).sum()) for name in state)
     assert counts["ticket"] == kept
     assert counts["source"] == sum(tensor.numel() for tensor in state.values())
@@ -135,16 +139,16 @@ def test_a_ticket_is_a_masked_draw_of_its_source(kind, tmp_path):
 
 
 def test_hidden_neurons_keep_one_input_and_only_if_used():
-    found = construct(target("lenet-12"), SEARCH)
-    inner, outer, *_ = found.ticket.masks.values()
+    construction = construct(target("lenet-12"), SEARCH)
+    inner, outer, *_ = construction.ticket.masks.values()
     assert (inner.sum(1) <= 1).all()
-    alive = inner.any(1) | found.bias_masks["1.bias"]
+    alive = inner.any(1) | construction.bias_masks["1.bias"]
     np.testing.assert_array_equal(alive, outer.any(0))
 
 
 def test_inputs_without_negative_values_need_half_the_sums():
     ticket, inputs = target("lenet-12"), INPUTS.abs()
-    search = Search(candidates=22, eps=1e-3)
+    search = SubsetSearch(candidates=22, eps=1e-3)
     both, half = construct(ticket, search), construct(ticket, search, signed_inputs=False)
     assert both.layers["solves"][0] == 64 * 12 * 2 + 12
     assert half.layers["solves"][0] == 64 * 12 + 12
@@ -153,8 +157,8 @@ def test_inputs_without_negative_values_need_half_the_sums():
 
 
 def test_fixed_sizes_keep_exactly_that_many():
-    found = construct(target("lenet-12"), Search(candidates=20, method="fixed", size=6, eps=0.01))
-    outer = found.ticket.masks["3.weight"]
+    construction = construct(target("lenet-12"), SubsetSearch(candidates=20, method="fixed", size=6, eps=0.01))
+    outer = construction.ticket.masks["3.weight"]
     block = outer.view(12, 65, 40)[:, :64]
     sizes = block.sum(2)
     assert ((sizes == 12) | (sizes < 12)).all()
@@ -164,11 +168,11 @@ def test_fixed_sizes_keep_exactly_that_many():
 def test_malach_needs_many_neurons_and_pensia_few():
     errors = {}
     for method, n in (("nearest", 20), ("nearest", 400), ("best", 20), ("sparsest", 20)):
-        found = construct(target("lenet-8"), Search(candidates=n, method=method, eps=0.01))
-        errors[method, n] = found.layers["mean_error"].mean()
+        construction = construct(target("lenet-8"), SubsetSearch(candidates=n, method=method, eps=0.01))
+        errors[method, n] = construction.layers["mean_error"].mean()
         if method == "nearest":
             # one candidate a weight and sign
-            assert found.ticket.masks["3.weight"].sum() == 2 * 8 * 64 + 8
+            assert construction.ticket.masks["3.weight"].sum() == 2 * 8 * 64 + 8
     assert errors["nearest", 400] < errors["nearest", 20] / 5
     assert errors["best", 20] < errors["nearest", 400] / 5
     assert errors["sparsest", 20] < 0.01
@@ -177,7 +181,7 @@ def test_malach_needs_many_neurons_and_pensia_few():
 def test_greedy_digits_need_few_hyperbolic_candidates():
     generator = torch.Generator().manual_seed(0)
     goals = np.random.default_rng(0).uniform(-1, 1, 2000)
-    candidates = draw("hyperbolic", (2000, 120), generator).astype(float)
+    candidates = draw_weights("hyperbolic", (2000, 120), generator).astype(float)
     low, high = strong_search.HYPERBOLIC
     assert np.abs(candidates).min() >= low * 0.999
     assert np.abs(candidates).max() <= high * 1.001
@@ -188,12 +192,14 @@ def test_greedy_digits_need_few_hyperbolic_candidates():
     assert kept.sum(1).max() < 12
     # the greedy choice is never better than the best subset
     few = candidates[:, :14]
-    assert (choose(few, goals, Search(14, "greedy"), 1e-3)[1] >= choose(few, goals, Search(14), 1e-3)[1] - 1e-12).all()
+    assert (
+        choose(few, goals, SubsetSearch(14, "greedy"), 1e-3)[1] >= choose(few, goals, SubsetSearch(14), 1e-3)[1] - 1e-12
+    ).all()
 
 
 def test_redraws_widen_the_source_and_are_counted():
     ticket = target("lenet-12")
-    plain, redrawn = (construct(ticket, Search(candidates=14, eps=1e-3, redraws=r)) for r in (0, 6))
+    plain, redrawn = (construct(ticket, SubsetSearch(candidates=14, eps=1e-3, redraws=r)) for r in (0, 6))
     assert plain.unreached > 20
     assert redrawn.unreached < plain.unreached / 4
     assert redrawn.layers["redrawn"].sum() >= plain.unreached - redrawn.unreached
@@ -204,11 +210,13 @@ def test_redraws_widen_the_source_and_are_counted():
 
 def test_neurons_of_their_own_cost_width():
     ticket = target("lenet-6")
-    shared, own = (construct(ticket, Search(candidates=12, eps=0.01, shared=shared)) for shared in (True, False))
-    assert own.counts["source"] > 5 * shared.counts["source"]
+    shared, separate = (
+        construct(ticket, SubsetSearch(candidates=12, eps=0.01, shared=shared)) for shared in (True, False)
+    )
+    assert separate.counts["source"] > 5 * shared.counts["source"]
     with torch.no_grad():
-        assert (own.outputs(INPUTS) - own.effective_outputs(INPUTS)).abs().max() < 1e-12
-    assert own.unreached < 1.3 * shared.unreached
+        assert (separate.outputs(INPUTS) - separate.effective_outputs(INPUTS)).abs().max() < 1e-12
+    assert separate.unreached < 1.3 * shared.unreached
 
 
 def test_small_weights_can_be_rounded_away():
@@ -216,12 +224,12 @@ def test_small_weights_can_be_rounded_away():
     small = sum(
         int((layer.weight.abs() <= 0.05).sum()) for layer in strong_sources.affines(strong_sources.read(ticket))
     )
-    found = construct(ticket, Search(candidates=16, method="sparsest", eps=0.05, round_small=True))
-    every = construct(ticket, Search(candidates=16, method="sparsest", eps=0.05, allow_empty=False))
-    assert every.solves - found.solves >= small
-    assert found.ticket.kept < every.ticket.kept
+    construction = construct(ticket, SubsetSearch(candidates=16, method="sparsest", eps=0.05, round_small=True))
+    every = construct(ticket, SubsetSearch(candidates=16, method="sparsest", eps=0.05, allow_empty=False))
+    assert every.solves - construction.solves >= small
+    assert construction.ticket.kept < every.ticket.kept
     # an unreachable target comes back with its error
-    assert construct(ticket, Search(candidates=2, eps=1e-3)).unreached > 100
+    assert construct(ticket, SubsetSearch(candidates=2, eps=1e-3)).unreached > 100
 
 
 # --- the error budget ---
@@ -251,9 +259,9 @@ def test_weights_within_the_budget_keep_the_outputs_within_eps():
 def test_a_construction_within_the_budget_is_within_eps_end_to_end():
     ticket = target("lenet-8")
     budget = error_budget(ticket, 0.2, INPUTS)
-    found = construct(ticket, Search(candidates=22, redraws=4), eps=budget)
-    assert found.unreached == 0
-    assert found.sup_error(INPUTS) <= 0.2
+    construction = construct(ticket, SubsetSearch(candidates=22, redraws=4), eps=budget)
+    assert construction.unreached == 0
+    assert construction.sup_error(INPUTS) <= 0.2
 
 
 # --- equivariance ---
@@ -292,13 +300,13 @@ def broken(value):
     ("call", "message"),
     [
         (lambda: construct(target("lenet-12"), kind="three-layer"), "unknown construction 'three-layer'"),
-        (lambda: construct(target("lenet-12"), Search(33)), r"33 candidates .*32 bits \(valid: 1 to 32"),
-        (lambda: Search(0, "greedy"), "valid: 1 to 100000"),
-        (lambda: Search(method="gurobi"), "unknown method 'gurobi'"),
-        (lambda: Search(law="cauchy"), "unknown law 'cauchy'"),
-        (lambda: Search(eps=math.nan), "eps is nan"),
-        (lambda: Search(redraws=-1), "-1 redraws"),
-        (lambda: Search(method="fixed"), "size is None"),
+        (lambda: construct(target("lenet-12"), SubsetSearch(33)), r"33 candidates .*32 bits \(valid: 1 to 32"),
+        (lambda: SubsetSearch(0, "greedy"), "valid: 1 to 100000"),
+        (lambda: SubsetSearch(method="gurobi"), "unknown method 'gurobi'"),
+        (lambda: SubsetSearch(law="cauchy"), "unknown law 'cauchy'"),
+        (lambda: SubsetSearch(eps=math.nan), "eps is nan"),
+        (lambda: SubsetSearch(redraws=-1), "-1 redraws"),
+        (lambda: SubsetSearch(method="fixed"), "size is None"),
         (lambda: construct(broken(math.nan)), "target tensor '1.weight' holds 1 values that are NaN or infinite"),
         (lambda: construct(broken(math.inf)), "NaN or infinite"),
         (lambda: construct(target("lenet-12"), eps=[0.1]), "1 tolerances for a target of 2 layers"),
@@ -306,10 +314,10 @@ def broken(value):
         (lambda: construct(target(f"{__name__}:grouped")), r"layer '1' \(Conv2d.*groups=2.*is covered by no"),
         (lambda: construct(target("resnet-8-w2"), kind="depth-plus-one"), "residual blocks are not covered"),
         (lambda: construct(target("flatten-linear3-sigmoid-linear10"), kind="depth-plus-one"), "'sigmoid' is not"),
-        (lambda: construct(target("lenet-12"), Search(90_000, "nearest")), "does not fit"),
+        (lambda: construct(target("lenet-12"), SubsetSearch(90_000, "nearest")), "does not fit"),
         (lambda: error_budget(target("lenet-12"), 0.0, INPUTS), "eps is 0.0"),
-        (lambda: strong_sources.module_of("linear3-gelu", (64, 1, 1), 10), "no layer 'gelu'"),
-        (lambda: strong_sources.module_of("flatten-linear3", (1, 8, 8), 10), "ends in shape"),
+        (lambda: layers.module_of("linear3-gelu", (64, 1, 1), 10), "no layer 'gelu'"),
+        (lambda: layers.module_of("flatten-linear3", (1, 8, 8), 10), "ends in shape"),
         (lambda: strong_equivariant.equivariant_target("rotations", 4, 2, [3], 3, 0), "unknown group 'rotations'"),
     ],
 )

@@ -1,28 +1,18 @@
 """Planted tickets: hand-made networks that solve their tasks, hidden exactly, and verdicts with a known answer."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from replicates import of_seed, of_seeds
 
 from lthlib.errors import InputError
 from lthlib.finders.controls import layerwise_shuffled
-from lthlib.finders.supermask import Supermask, find_supermasks, random_source
+from lthlib.finders.supermask import FinderArm, Supermask, find_supermasks, random_source
+from lthlib.finders.supermask_search import Task
 from lthlib.randomness import generator
-from lthlib.studies.supermask import FinderArm, planted_table
-from lthlib.theory.strong.planted import (
-    INPUTS,
-    TASKS,
-    as_dataset,
-    compare,
-    loss_of,
-    outputs_of,
-    plant,
-    rescaled,
-    samples,
-    target,
-)
+from lthlib.studies.supermask_planted import as_dataset, planted_network, planted_table, samples, search_settings
+from lthlib.theory.strong.planted import INPUTS, TASKS, compare, loss_of, outputs_of, scaled_to_fit, target
 from lthlib.training.recipe import Recipe
 
 DEPTHS = (2, 3, 4, 5, 7)
@@ -33,15 +23,19 @@ def uniform(task: str, count: int = 500) -> torch.Tensor:
     return 2 * torch.rand(count, INPUTS[task], generator=generator(0, "x", task), dtype=torch.float64) - 1
 
 
+def judged(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    return task.validation_inputs, task.validation_targets
+
+
 # ------------------------------------------------------------------------------------------------------------- targets
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_relu_target_is_both_rectified_inputs(depth):
     x = uniform("relu")
-    made = target("relu", depth)
-    torch.testing.assert_close(made(x), torch.cat([x, -x], 1).clamp(min=0), rtol=0, atol=1e-15)
-    assert len(made.weights) == depth and made.size == 2 * depth
+    network = target("relu", depth)
+    torch.testing.assert_close(network(x), torch.cat([x, -x], 1).clamp(min=0), rtol=0, atol=1e-15)
+    assert len(network.weights) == depth and network.size == 2 * depth
 
 
 def helix(x: torch.Tensor) -> torch.Tensor:
@@ -51,11 +45,11 @@ def helix(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_helix_target_meets_the_curve_at_its_knots(depth):
-    made, knots = target("helix", depth, 12), torch.linspace(-1, 1, 12, dtype=torch.float64)[:, None]
-    torch.testing.assert_close(made(knots), helix(knots), rtol=0, atol=1e-12)
+    network, knots = target("helix", depth, 12), torch.linspace(-1, 1, 12, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(network(knots), helix(knots), rtol=0, atol=1e-12)
     # Between knots a piecewise linear curve: the middle is the mean of the ends.
     middle = (knots[1:] + knots[:-1]) / 2
-    torch.testing.assert_close(made(middle), (helix(knots)[1:] + helix(knots)[:-1]) / 2, rtol=0, atol=1e-12)
+    torch.testing.assert_close(network(middle), (helix(knots)[1:] + helix(knots)[:-1]) / 2, rtol=0, atol=1e-12)
 
 
 def test_helix_error_falls_with_the_square_of_the_knots():
@@ -69,11 +63,11 @@ def test_circle_target_tells_the_rings(depth):
     x = uniform("circle", 4000)
     squared = x.square().sum(1)
     rings = torch.bucketize(squared, torch.tensor([0.2, 0.5, 0.7], dtype=torch.float64))
-    made = target("circle", depth, 200)
-    assert bool((made(x).argmax(1) == rings).double().mean() > 0.999)
+    network = target("circle", depth, 200)
+    assert bool((network(x).argmax(1) == rings).double().mean() > 0.999)
     # Logits are lines a s + c with a = 5, 10, 20, 40 and c = 0, -1, -6, -20.
     lines = squared[:, None] * torch.tensor([5.0, 10, 20, 40]) + torch.tensor([0.0, -1, -6, -20])
-    torch.testing.assert_close(made(x), lines, rtol=0, atol=5e-3)
+    torch.testing.assert_close(network(x), lines, rtol=0, atol=5e-3)
     assert bool((target("circle", depth)(x).argmax(1) == rings).double().mean() > 0.93)
 
 
@@ -83,7 +77,7 @@ def test_circle_target_tells_the_rings(depth):
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_the_planted_ticket_has_exactly_its_targets_outputs(task, depth):
-    planted = plant(task, depth, 70, seed=depth, dtype=torch.float64)
+    planted = planted_network(task, depth, 70, seed=depth, dtype=torch.float64)
     x = uniform(task)
     outputs = outputs_of(planted.ticket, x.view(len(x), 1, 1, -1)) / planted.output_scale
     torch.testing.assert_close(outputs, planted.target(x), rtol=1e-9, atol=1e-10)
@@ -94,7 +88,7 @@ def test_the_planted_ticket_has_exactly_its_targets_outputs(task, depth):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_only_planted_weights_differ_from_the_random_network(task):
-    planted = plant(task, 4, 60, seed=2)
+    planted = planted_network(task, 4, 60, seed=2)
     random = random_source(planted.source.architecture, 2, bias_scale=1.0)
     for name, weight in random.coefficients.items():
         mask = planted.ticket.masks[name]
@@ -110,13 +104,17 @@ def test_only_planted_weights_differ_from_the_random_network(task):
 
 
 def test_planting_repeats_by_seed_and_scales_its_output_on_demand():
-    one, same, other = plant("helix", 3, 40, 1), plant("helix", 3, 40, 1), plant("helix", 3, 40, 2)
-    assert one.source.digest() == same.source.digest() != other.source.digest()
-    assert one.ticket.digest() == same.ticket.digest()
-    full = plant("helix", 3, 40, 1, output_scale=1.0, dtype=torch.float64)
+    first, same, other = (
+        planted_network("helix", 3, 40, 1),
+        planted_network("helix", 3, 40, 1),
+        planted_network("helix", 3, 40, 2),
+    )
+    assert first.source.digest() == same.source.digest() != other.source.digest()
+    assert first.ticket.digest() == same.ticket.digest()
+    full = planted_network("helix", 3, 40, 1, output_scale=1.0, dtype=torch.float64)
     x = uniform("helix")
     torch.testing.assert_close(outputs_of(full.ticket, x.view(-1, 1, 1, 1)), full.target(x), rtol=1e-9, atol=1e-10)
-    assert full.output_scale == 1.0 != one.output_scale
+    assert full.output_scale == 1.0 != first.output_scale
 
 
 # ------------------------------------------------------------------------------------------------------------ verdicts
@@ -125,40 +123,42 @@ def test_planting_repeats_by_seed_and_scales_its_output_on_demand():
 def test_rescaling_is_least_squares_and_leaves_silent_outputs_alone():
     outputs = torch.tensor([[1.0, 0], [2, 0], [3, 0]]).double()
     values = torch.tensor([[2.0, 1], [5, 1], [5, 1]]).double()
-    assert rescaled(outputs, values)[:, 0].tolist() == pytest.approx([27 / 14, 54 / 14, 81 / 14])
-    assert not rescaled(outputs, values)[:, 1].any()
+    assert scaled_to_fit(outputs, values)[:, 0].tolist() == pytest.approx([27 / 14, 54 / 14, 81 / 14])
+    assert not scaled_to_fit(outputs, values)[:, 1].any()
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_planted_loss_is_the_noise_and_its_verdict_perfect(task):
-    planted = plant(task, 4, 60, seed=1, knots=None if task == "relu" else 60 if task == "helix" else 30)
-    shown = samples(planted, seed=3, noise=0.02)
+    planted = planted_network(task, 4, 60, seed=1, knots=None if task == "relu" else 60 if task == "helix" else 30)
+    shown = samples(planted.task, seed=3, noise=0.02)
     assert (len(shown.targets), len(shown.validation_targets)) == (9000, 1000)
-    verdict = compare(planted, planted.ticket, shown)
+    verdict = compare(planted, planted.ticket, *judged(shown))
     # One ring in 50 is wrong on purpose (and a few by interpolation), or the variance of the noise.
     assert verdict["loss"] == pytest.approx(0.02, abs=0.02) if task == "circle" else verdict["loss"] < 1.25 * 0.02**2
-    assert verdict["loss"] == verdict["planted_loss"] == loss_of(planted.ticket, shown)
+    assert verdict["loss"] == verdict["planted_loss"] == loss_of(planted.ticket, *judged(shown))
     assert (verdict["recall"], verdict["precision"], verdict["attained"]) == (1, 1, 1)
     assert verdict["explained"] > 0.9
     assert verdict["density"] == verdict["planted_density"] == planted.target.size / planted.source.prunable
 
 
 def test_a_random_mask_recalls_what_chance_says_and_attains_nothing():
-    planted = plant("helix", 3, 60)
-    shown = samples(planted, count=1000)
-    verdicts = [compare(planted, layerwise_shuffled(of_seed(planted.ticket, seed)), shown) for seed in range(40)]
+    planted = planted_network("helix", 3, 60)
+    shown = samples(planted.task, count=1000)
+    verdicts = [
+        compare(planted, layerwise_shuffled(replace(planted.ticket, seed=seed)), *judged(shown)) for seed in range(40)
+    ]
     recall = sum(verdict["recall"] for verdict in verdicts) / 40
     assert recall == pytest.approx(verdicts[0]["chance"], abs=0.03)
     assert not any(verdict["attained"] for verdict in verdicts)
     assert max(verdict["explained"] for verdict in verdicts) < 0.5
-    whole = compare(planted, planted.source, shown)
+    whole = compare(planted, planted.source, *judged(shown))
     assert whole["recall"] == whole["chance"] == whole["density"] == 1
     assert whole["precision"] == pytest.approx(planted.ticket.density)
 
 
 def test_samples_are_the_tasks_and_noise_flips_rings_to_the_second_best():
-    planted = plant("circle", 3, 40)
-    clean, noisy = samples(planted, 5, 5000, noise=0.0), samples(planted, 5, 5000, noise=0.3)
+    planted = planted_network("circle", 3, 40)
+    clean, noisy = samples(planted.task, 5, 5000, noise=0.0), samples(planted.task, 5, 5000, noise=0.3)
     assert torch.equal(clean.inputs, noisy.inputs) and float(clean.inputs.abs().max()) <= 1
     squared = clean.inputs.flatten(1).square().sum(1)
     rings = torch.bucketize(squared, torch.tensor([0.2, 0.5, 0.7]))
@@ -166,18 +166,18 @@ def test_samples_are_the_tasks_and_noise_flips_rings_to_the_second_best():
     flipped = clean.targets != noisy.targets
     assert float(flipped.double().mean()) == pytest.approx(0.3, abs=0.03)
     assert bool(((clean.targets - noisy.targets).abs()[flipped] == 1).all())
-    data = as_dataset(planted, clean)
+    data = as_dataset(planted.task, clean)
     assert data.input_shape == (1, 1, 2) and data.classes == 4 and len(data.test.labels) == 500
 
 
 @pytest.mark.parametrize("layers", ["planted", "equal", "global"])
 def test_finders_run_at_the_planted_density(layers):
-    planted = plant("relu", 3, 30)
-    shown = samples(planted, count=400)
-    settings = planted.settings("edge-popup", layers)
-    (found,) = find_supermasks(of_seeds([planted.source], [0]), settings, SHORT, shown)
-    assert found.ticket.kept == planted.ticket.kept
-    same = [int(found.ticket.masks[k].sum()) == int(m.sum()) for k, m in planted.ticket.masks.items()]
+    planted = planted_network("relu", 3, 30)
+    shown = samples(planted.task, count=400)
+    settings = search_settings(planted, "edge-popup", layers)
+    (search,) = find_supermasks([planted.source], settings, SHORT, shown)
+    assert search.ticket.kept == planted.ticket.kept
+    same = [int(search.ticket.masks[k].sum()) == int(m.sum()) for k, m in planted.ticket.masks.items()]
     assert all(same) == (layers == "planted")
 
 
@@ -200,15 +200,15 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match="depth 2 or more, found 1"):
         target("relu", 1)
     with pytest.raises(InputError, match="2 knots or more, found 1"):
-        plant("helix", 3, knots=1)
+        planted_network("helix", 3, knots=1)
     with pytest.raises(InputError, match="width 20 cannot hold the target of task 'helix', which needs 30"):
-        plant("helix", 3, 20)
+        planted_network("helix", 3, 20)
     with pytest.raises(InputError, match="output_scale must be above 0 and finite, found 0"):
-        plant("relu", 3, 20, output_scale=0)
-    planted = plant("relu", 2, 10)
+        planted_network("relu", 3, 20, output_scale=0)
+    planted = planted_network("relu", 2, 10)
     with pytest.raises(InputError, match="unknown layers 'same'"):
-        planted.settings("biprop", "same")
+        search_settings(planted, "biprop", "same")
     with pytest.raises(InputError, match="count of 10 or more and noise of 0 or more, found 5"):
-        samples(planted, count=5)
+        samples(planted.task, count=5)
     with pytest.raises(InputError, match="'relu' has values for targets, not classes"):
-        as_dataset(planted, samples(planted, count=50))
+        as_dataset(planted.task, samples(planted.task, count=50))

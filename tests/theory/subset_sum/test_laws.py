@@ -71,9 +71,9 @@ def test_trade_off_has_its_end_points():
 
 def test_widths_are_read_off_between_measurements():
     rows = pd.DataFrame({"n": [4, 6, 8, 4, 6, 8], "success": [0.5, 0.8, 1.0, 0.1, 0.2, 0.3], "seed": [0] * 3 + [1] * 3})
-    found = experiments.needed(rows.assign(arm="a"), "arm").set_index("seed")["needed"]
-    assert found[0] == pytest.approx(7)
-    assert math.isnan(found[1])
+    crossings = experiments.needed(rows.assign(arm="a"), "arm").set_index("seed")["needed"]
+    assert crossings[0] == pytest.approx(7)
+    assert math.isnan(crossings[1])
     assert experiments.slopes(rows, "n", "success", log_y=False) == pytest.approx([0.125, 0.05])
     with pytest.raises(InputError, match=r"level is 1\.0"):
         experiments.needed(rows, "seed", 1.0)

@@ -158,15 +158,18 @@ def test_a_planted_subset_is_found(engine, n):
 def test_shared_sets_give_what_own_sets_give(engine, n, per_set):
     sets = 1 if per_set > 1000 else 3
     a, z = draw(n, sets, n), draw(300 + n, sets, per_set)
-    own = np.repeat(a[:, None], per_set, axis=1)
+    repeated = np.repeat(a[:, None], per_set, axis=1)
     modes = [("best", {}), ("sparsest", {"eps": 0.01})] if per_set < 1000 else [("best", {})]
     for mode, options in modes:
-        shared, alone = solve(a, z, mode, engine=engine, **options), solve(own, z, mode, **options)
+        shared, alone = solve(a, z, mode, engine=engine, **options), solve(repeated, z, mode, **options)
         assert shared.mask.shape == (sets, per_set)
         np.testing.assert_allclose(shared.error, alone.error, rtol=0, atol=1e-12)
         np.testing.assert_array_equal(shared.size, alone.size)
     half = (n + 1) // 2
-    shared, alone = solve(a, z[:, :20], "fixed", k=half, engine=engine), solve(own[:, :20], z[:, :20], "fixed", k=half)
+    shared, alone = (
+        solve(a, z[:, :20], "fixed", k=half, engine=engine),
+        solve(repeated[:, :20], z[:, :20], "fixed", k=half),
+    )
     np.testing.assert_allclose(shared.error, alone.error, rtol=0, atol=1e-12)
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from lthlib.errors import InputError
-from lthlib.studies.universal import RELEASED_DESIGNS, RELEASED_PRUNINGS, errors_of, made, random_mask
+from lthlib.studies.universal import RELEASED_DESIGNS, RELEASED_PRUNINGS, errors_of, made, randomly_placed
 from lthlib.theory.universal import chains as networks
 from lthlib.theory.universal import construct as universal
 from lthlib.theory.universal import piecewise_linear as lines
 from lthlib.theory.universal import univariate
 from lthlib.theory.universal.chains import UniversalTicket
 from lthlib.theory.universal.construct import Design
-from lthlib.theory.universal.univariate import Pruning
+from lthlib.theory.universal.univariate import BlockPruning
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def test_release_settings_give_the_release_figures() -> None:
     published = {"polynomials": [5.98e-4, 5.83e-4, 9.09e-4, 1.11e-3], "sine": [1.12e-2]}
     for kind, most, near in (("polynomials", 1126, 0.2), ("sine", 436, 0.02)):
         options = {"design": RELEASED_DESIGNS[kind], "pruning": RELEASED_PRUNINGS[kind]}
-        found = [made(kind, seed, **options) for seed in range(5)]
-        assert np.median([ticket.kept for ticket in found]) <= most
-        errors = np.median([errors_of(kind, ticket) for ticket in found], axis=0)
+        tickets = [made(kind, seed, **options) for seed in range(5)]
+        assert np.median([ticket.kept for ticket in tickets]) <= most
+        errors = np.median([errors_of(kind, ticket) for ticket in tickets], axis=0)
         assert errors == pytest.approx(published[kind], rel=near)
         assert errors.max() <= 1.2 * published["polynomials"][3] or kind == "sine"
 
@@ -58,14 +58,16 @@ def test_masked_source_effective_net_and_module_agree(powers: UniversalTicket) -
     full = powers.features_in_full(x)
     assert np.abs(full - powers.features(x)).max() < 1e-12
     with torch.inference_mode():
-        module = networks.module(powers)(torch.from_numpy(x)).numpy()
+        module = networks.Convolution(powers)(torch.from_numpy(x)).numpy()
     assert np.abs(full - module).max() < 1e-12
 
 
-@pytest.mark.parametrize("function", [lines.minus_log(4), lines.decay(), lines.sine()], ids=lambda one: one.name)
-def test_effective_sum_of_ramps_is_the_masked_source(function: lines.Univariate) -> None:
+@pytest.mark.parametrize(
+    "function", [lines.minus_log(4), lines.decay(), lines.sine()], ids=lambda function: function.name
+)
+def test_effective_sum_of_ramps_is_the_masked_source(function: lines.UnivariateFunction) -> None:
     chain = Design((12,)).chain(3, "test", "uniform")
-    block = univariate.univariate_block(chain, function, 12, Pruning(tolerance=1e-3))
+    block = univariate.univariate_block(chain, function, 12, BlockPruning(tolerance=1e-3))
     t = function.grid(501)
     first, second, third, fourth = (np.where(layer.keep, layer.weight, 0) for layer in block.chain)
     biases = [np.where(layer.keep_bias, layer.bias, 0) for layer in block.chain]
@@ -73,7 +75,7 @@ def test_effective_sum_of_ramps_is_the_masked_source(function: lines.Univariate)
     slopes = second @ np.maximum(first[:, 0], 0)
     outer = fourth @ np.maximum(third, 0)
     effective = np.maximum(np.outer(t, slopes) + inner, 0) @ outer[0] + fourth[0] @ np.maximum(biases[2], 0)
-    assert np.abs(effective - networks.run(block.chain, t[:, None])[:, 0]).max() < 1e-12
+    assert np.abs(effective - networks.run_chain(block.chain, t[:, None])[:, 0]).max() < 1e-12
 
 
 def test_parameters_are_the_ones_of_the_mask_on_live_paths(powers: UniversalTicket) -> None:
@@ -100,7 +102,7 @@ def test_parameters_are_the_ones_of_the_mask_on_live_paths(powers: UniversalTick
 
 
 def test_dead_parts_are_not_counted() -> None:
-    chain = networks.draw(0, "t", (1, 2, 1))
+    chain = networks.draw_chain(0, "t", (1, 2, 1))
     on = [replace(layer, keep=np.ones_like(layer.keep), keep_bias=np.ones_like(layer.keep_bias)) for layer in chain]
     assert networks.kept(tuple(on)) == 7
     cut = replace(on[1], keep=np.array([[True, False]]))
@@ -135,7 +137,7 @@ def test_tickets_come_back_from_seed_and_mask(
 
 
 def test_refit_removes_inner_errors() -> None:
-    function, pruning = lines.sine(), Pruning(tolerance=1e-3)
+    function, pruning = lines.sine(), BlockPruning(tolerance=1e-3)
     at = lines.knots(function, 20)
     for seed in range(3):
         chain = Design((20,)).chain(seed, "refit", "uniform")
@@ -162,8 +164,8 @@ def test_scaling_back_is_an_identity() -> None:
     chain = universal.sine_ticket(1).stages[0].chains[0]
     scales = (0.3, 2.0, 1.7, 0.05)
     t = np.linspace(0, 1, 300)[:, None]
-    scaled = networks.run(networks.rescaled(chain, scales), t) * networks.scale_back(scales)
-    assert np.abs(scaled - networks.run(chain, t)).max() < 1e-12
+    scaled = networks.run_chain(networks.rescaled(chain, scales), t) * networks.scale_back(scales)
+    assert np.abs(scaled - networks.run_chain(chain, t)).max() < 1e-12
     with pytest.raises(InputError, match="do not fit 4 layers"):
         networks.rescaled(chain, (1.0, 2.0))
 
@@ -175,24 +177,24 @@ def test_error_budget_is_never_exceeded() -> None:
     for layer in chain:
         bounds.append(float(np.abs(values).sum(axis=1).max()))
         values = np.maximum(layer.preactivation(values), 0)
-    budget = networks.error_budget(chain, eps, bounds)
-    exact, rng = networks.run(chain, t), np.random.default_rng(0)
+    budget = networks.chain_error_budget(chain, eps, bounds)
+    exact, rng = networks.run_chain(chain, t), np.random.default_rng(0)
     for _ in range(1000):
         moved = tuple(
             replace(
                 layer,
-                weight=layer.weight + one * rng.choice([-1, 1], layer.weight.shape),
-                bias=layer.bias + one * rng.choice([-1, 1], layer.bias.shape),
+                weight=layer.weight + limit * rng.choice([-1, 1], layer.weight.shape),
+                bias=layer.bias + limit * rng.choice([-1, 1], layer.bias.shape),
             )
-            for layer, one in zip(chain, budget, strict=True)
+            for layer, limit in zip(chain, budget, strict=True)
         )
-        assert np.abs(networks.run(moved, t) - exact).max() <= eps
+        assert np.abs(networks.run_chain(moved, t) - exact).max() <= eps
 
 
 @pytest.mark.parametrize("law", networks.LAWS)
 def test_every_law_serves(law: str) -> None:
     assert errors_of("sine", universal.sine_ticket(0, law=law))[0] < 1.3e-2
-    numbers = np.concatenate([layer.weight.ravel() for layer in networks.draw(0, "law", (50, 400), law)])
+    numbers = np.concatenate([layer.weight.ravel() for layer in networks.draw_chain(0, "law", (50, 400), law)])
     assert numbers.var() == pytest.approx(4 / 3, rel=0.05)
 
 
@@ -204,7 +206,7 @@ def test_several_variables_shared_and_copied() -> None:
     for ticket in (shared, copied):
         assert universal.power_sup_errors(ticket, exponents, 2000).max() < 1.2e-3
         x = np.random.default_rng(0).random((40, 2))
-        module = networks.module(ticket)(torch.from_numpy(x)).numpy()
+        module = networks.Convolution(ticket)(torch.from_numpy(x)).numpy()
         assert np.abs(module - ticket.features_in_full(x)).max() < 1e-12
     ratio = copied.kept_by_stage()["logarithm"] / shared.kept_by_stage()["logarithm"]
     assert ratio == pytest.approx(2, rel=0.1)
@@ -231,8 +233,8 @@ def test_fourier_features_share_one_sine() -> None:
         universal.fourier_ticket(0, np.array([[-1]]), [0.0])
 
 
-def test_random_masks_keep_as_many_in_each_layer(powers: UniversalTicket) -> None:
-    other = random_mask(powers, 0)
+def test_randomly_placeds_keep_as_many_in_each_layer(powers: UniversalTicket) -> None:
+    other = randomly_placed(powers, 0)
     for (_, a), (_, b) in zip(powers.layers(), other.layers(), strict=True):
         assert a.keep.sum() + a.keep_bias.sum() == b.keep.sum() + b.keep_bias.sum()
 
@@ -250,18 +252,18 @@ def test_narrow_sources_say_what_would_do() -> None:
 
 def test_bad_input_is_named() -> None:
     with pytest.raises(InputError, match="unknown refit 'twice'"):
-        Pruning(refit="twice")
+        BlockPruning(refit="twice")
     with pytest.raises(InputError, match="tolerance of 0"):
-        Pruning(tolerance=0)
+        BlockPruning(tolerance=0)
     with pytest.raises(InputError, match="pool of 40"):
-        Pruning(pool=40)
+        BlockPruning(pool=40)
     with pytest.raises(InputError, match="unknown candidate law 'cauchy'"):
         universal.sine_ticket(0, law="cauchy")
     with pytest.raises(InputError, match="whole numbers from 0"):
         universal.polynomial_ticket(0, np.array([[0.5]]))
     with pytest.raises(InputError, match="is NaN at t"):
-        universal.function_ticket(0, lines.Univariate("f", lambda t: t * np.nan, (0.0, 1.0)))
+        universal.function_ticket(0, lines.UnivariateFunction("f", lambda t: t * np.nan, (0.0, 1.0)))
     with pytest.raises(InputError, match="reaches below 0"):
-        universal.function_ticket(0, lines.Univariate("f", np.sin, (-1.0, 1.0)))
+        universal.function_ticket(0, lines.UnivariateFunction("f", np.sin, (-1.0, 1.0)))
     with pytest.raises(InputError, match=r"valid: \(points, 1\)"):
         universal.sine_ticket(0).features(np.zeros((3, 2)))

@@ -7,7 +7,7 @@ import pytest
 
 from lthlib.errors import InputError
 from lthlib.theory.universal import piecewise_linear as lines
-from lthlib.theory.universal.piecewise_linear import Univariate, decay, knots, line_error, minus_log, sine
+from lthlib.theory.universal.piecewise_linear import UnivariateFunction, decay, knots, line_error, minus_log, sine
 
 
 def test_uniform_bounds_are_the_specified_ones() -> None:
@@ -17,19 +17,19 @@ def test_uniform_bounds_are_the_specified_ones() -> None:
     assert lines.uniform_bound(sine(), 21) == pytest.approx(1.12e-2, rel=0.01)
     for function in (minus_log(), decay(), sine()):
         for pieces in (7, 21):
-            found = line_error(function, knots(function, pieces, "uniform"), "interpolated")
-            assert found <= lines.uniform_bound(function, pieces) * (1 + 1e-9)
+            error = line_error(function, knots(function, pieces, "uniform"), "interpolated")
+            assert error <= lines.uniform_bound(function, pieces) * (1 + 1e-9)
 
 
 def test_equidistributed_rates_are_the_specified_ones() -> None:
-    found = [lines.equidistributed_rate(function, 1) for function in (minus_log(), decay(4, 0), sine())]
-    assert found == pytest.approx([0.060, 0.281, 2.87], rel=0.01)
+    rates = [lines.equidistributed_rate(function, 1) for function in (minus_log(), decay(4, 0), sine())]
+    assert rates == pytest.approx([0.060, 0.281, 2.87], rel=0.01)
 
 
 @pytest.mark.parametrize("function", [decay(), sine()], ids=lambda function: function.name)
 @pytest.mark.parametrize("placement", lines.PLACEMENTS)
 @pytest.mark.parametrize("values", lines.VALUES)
-def test_errors_fall_with_the_square_of_the_pieces(function: Univariate, placement: str, values: str) -> None:
+def test_errors_fall_with_the_square_of_the_pieces(function: UnivariateFunction, placement: str, values: str) -> None:
     pieces = np.array([16, 32, 64, 128])
     errors = [line_error(function, knots(function, n, placement), values) for n in pieces]
     assert np.polyfit(np.log(pieces), np.log(errors), 1)[0] == pytest.approx(-2, abs=0.1)
@@ -60,8 +60,8 @@ def test_powers_in_exact_arithmetic(
 
 def test_sine_in_exact_arithmetic() -> None:
     assert line_error(sine(), knots(sine(), 21, "uniform"), "interpolated") == pytest.approx(1.114e-2, rel=0.01)
-    found = [line_error(sine(), knots(sine(), pieces)) for pieces in (13, 16, 21)]
-    assert found == pytest.approx([1.08e-2, 9.6e-3, 4.1e-3], rel=0.05)
+    errors = [line_error(sine(), knots(sine(), pieces)) for pieces in (13, 16, 21)]
+    assert errors == pytest.approx([1.08e-2, 9.6e-3, 4.1e-3], rel=0.05)
 
 
 def test_sawtooth_errors_and_parameters() -> None:
@@ -75,27 +75,27 @@ def test_sawtooth_errors_and_parameters() -> None:
 
 
 def test_knots_without_a_second_derivative_or_curvature() -> None:
-    kink = Univariate("kink", lambda t: np.abs(t - 0.5), (0.0, 1.0))
+    kink = UnivariateFunction("kink", lambda t: np.abs(t - 0.5), (0.0, 1.0))
     at = knots(kink, 6)
     assert (np.diff(at) > 0).all()
     assert line_error(kink, at, "interpolated") < 0.02
-    flat = Univariate("flat", lambda t: 2 * t, (0.0, 1.0))
+    flat = UnivariateFunction("flat", lambda t: 2 * t, (0.0, 1.0))
     assert knots(flat, 4) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
 
 
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (Univariate("f", lambda t: np.where(t > 0.5, np.nan, t), (0.0, 1.0)), "f is NaN at t = 0.5"),
-        (Univariate("f", lambda t: 1 / t, (0.0, 1.0)), r"f is unbounded \(inf\) at t = 0"),
-        (Univariate("f", lambda t: 1 / (t - 0.3), (0.0, 1.0)), "f is unbounded"),
-        (Univariate("f", np.sin, (-1.0, 1.0)), "reaches below 0.*shift the input"),
-        (Univariate("f", np.sin, (1.0, 1.0)), "is no interval"),
-        (Univariate("f", np.sin, (0.0, math.inf)), "is no interval"),
-        (Univariate("f", lambda t: t[:3], (0.0, 1.0)), "valid: elementwise functions"),
+        (UnivariateFunction("f", lambda t: np.where(t > 0.5, np.nan, t), (0.0, 1.0)), "f is NaN at t = 0.5"),
+        (UnivariateFunction("f", lambda t: 1 / t, (0.0, 1.0)), r"f is unbounded \(inf\) at t = 0"),
+        (UnivariateFunction("f", lambda t: 1 / (t - 0.3), (0.0, 1.0)), "f is unbounded"),
+        (UnivariateFunction("f", np.sin, (-1.0, 1.0)), "reaches below 0.*shift the input"),
+        (UnivariateFunction("f", np.sin, (1.0, 1.0)), "is no interval"),
+        (UnivariateFunction("f", np.sin, (0.0, math.inf)), "is no interval"),
+        (UnivariateFunction("f", lambda t: t[:3], (0.0, 1.0)), "valid: elementwise functions"),
     ],
 )
-def test_bad_functions_are_named(function: Univariate, message: str) -> None:
+def test_bad_functions_are_named(function: UnivariateFunction, message: str) -> None:
     with pytest.raises(InputError, match=message):
         lines.checked(function, lowest=0.0)
 
@@ -108,4 +108,4 @@ def test_bad_choices_are_named() -> None:
     with pytest.raises(InputError, match="unknown values at the knots"):
         lines.values_at(sine(), np.array([0.0, 1.0]), "free")
     with pytest.raises(InputError, match="second derivative"):
-        lines.uniform_bound(Univariate("f", np.sin, (0.0, 1.0)), 3)
+        lines.uniform_bound(UnivariateFunction("f", np.sin, (0.0, 1.0)), 3)

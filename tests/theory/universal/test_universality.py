@@ -36,10 +36,10 @@ def test_linear_program_is_never_worse_than_least_squares() -> None:
 def test_linear_program_finds_the_best_line() -> None:
     # the best line for x^2 on [0, 1] is x - 1/8, with error 1/8 (Chebyshev)
     x = universality.unit_grid(1001)
-    found = universality.smallest_supremum(x, x[:, 0] ** 2)
-    assert found.sup == pytest.approx(1 / 8, rel=1e-3)
-    assert found.weights[0, 0] == pytest.approx(1, abs=1e-2)
-    assert found.amplification == pytest.approx(1, abs=1e-2)
+    readout = universality.smallest_supremum(x, x[:, 0] ** 2)
+    assert readout.sup == pytest.approx(1 / 8, rel=1e-3)
+    assert readout.weights[0, 0] == pytest.approx(1, abs=1e-2)
+    assert readout.amplification == pytest.approx(1, abs=1e-2)
 
 
 def test_a_ticket_serves_its_family_and_controls_do_not() -> None:
@@ -47,7 +47,7 @@ def test_a_ticket_serves_its_family_and_controls_do_not() -> None:
     ticket = universal.polynomial_ticket(0)
     gap = universality.universality_gap(ticket.features, family, points)
     assert gap.sup < 10 * universal.power_sup_errors(ticket).max()
-    for control in (tables.random_mask(ticket, 0).features, universality.random_units(0, 4)):
+    for control in (tables.randomly_placed(ticket, 0).features, universality.random_units(0, 4)):
         assert universality.universality_gap(control, family, points).sup > 5 * gap.sup
 
 
@@ -68,16 +68,16 @@ def test_bad_readouts_are_named() -> None:
 def test_deep_masks_realise_what_they_claim() -> None:
     for depth in (2, 3, 4):
         for seed in range(20):
-            found = deep_source.deep_weight(seed, 0.3, 9, depth)
-            assert abs(abs(deep_source.realised(found) - 0.3) - found.error) < 1e-12
+            weight = deep_source.deep_weight(seed, 0.3, 9, depth)
+            assert abs(abs(deep_source.realised(weight) - 0.3) - weight.error) < 1e-12
     with pytest.raises(InputError, match="depth 1"):
         deep_source.deep_weight(0, 0.3, 9, 1)
 
 
 def test_depth_spares_width() -> None:
     rows = tables.depth_rows([0, 1], [8, 12, 16, 20, 24], [2, 4])
-    found = tables.width_at(rows, 0.01).groupby("depth")["width"].mean()
-    assert found[4] < found[2]
+    widths = tables.width_at(rows, 0.01).groupby("depth")["width"].mean()
+    assert widths[4] < widths[2]
 
 
 def test_existence_needs_more_width_for_less_error() -> None:
@@ -88,7 +88,7 @@ def test_existence_needs_more_width_for_less_error() -> None:
 
 
 def test_images_are_read_out_by_features_from_elsewhere(tmp_path: Path) -> None:
-    small = transfer.small(data.load("digits", train_size=400, device="cpu"))
+    small = transfer.pooled(data.load("digits", train_size=400, device="cpu"))
     tasks = transfer.halves(small)
     assert [task.classes for task in tasks] == [5, 5]
     assert set(tasks[1].dataset.test.labels.tolist()) == set(range(5))
@@ -110,7 +110,7 @@ def test_images_are_read_out_by_features_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_reconstructed_architectures_hold_masks_and_biases() -> None:
-    small = transfer.small(data.load("digits", train_size=100, device="cpu"))
+    small = transfer.pooled(data.load("digits", train_size=100, device="cpu"))
     rows = transfer.reconstructed_rows(small, [0], Recipe(epochs=1, learning_rate=0.01, optimizer="adam"))
     assert [(row["architecture"], row["arm"]) for row in rows] == [
         ("polynomial", "edge-popup"),

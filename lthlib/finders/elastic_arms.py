@@ -21,7 +21,7 @@ from lthlib.masks.topk import keep_top
 from lthlib.models.architecture import Architecture, output_layer
 from lthlib.ticket import Ticket, in_bases_of
 
-CONTROLS = (
+ELASTIC_ARMS = (
     "elastic",
     "reinit",
     "random mask",
@@ -36,7 +36,7 @@ CONTROLS = (
 AT_REWIND = ("magnitude", "snip", "grasp", "synflow", "erk")
 
 
-def arm(
+def elastic_control(
     name: str,
     source: Ticket,
     target: Architecture,
@@ -54,8 +54,8 @@ def arm(
     the rewinding point, in the elastic ticket's bases. Raises InputError for unknown names, and for an `own` that does
     not fit.
     """
-    if name not in CONTROLS + AT_REWIND:
-        raise unknown("arm", name, CONTROLS + AT_REWIND)
+    if name not in ELASTIC_ARMS + AT_REWIND:
+        raise unknown("arm", name, ELASTIC_ARMS + AT_REWIND)
     if name == "order permuted":
         return carry(source, target, permuted(depths, source.architecture, source.seed))
     found = carry(source, target, depths)

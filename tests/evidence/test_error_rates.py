@@ -15,9 +15,9 @@ def claim(kind="greater", margin=None, measure="mean", name="T-1"):
     return Claim(name, "A sentence.", "[paper]", "paired difference", kind, margin, measure)
 
 
-def share(one, samples, wanted):
-    verdicts = [verdict(judge(one, sample)) for sample in samples]
-    return sum(found in wanted for found in verdicts) / len(verdicts)
+def share(claim, samples, wanted):
+    verdicts = [verdict(judge(claim, sample)) for sample in samples]
+    return sum(outcome in wanted for outcome in verdicts) / len(verdicts)
 
 
 def at_most(rate):
@@ -67,12 +67,12 @@ def test_a_true_claim_is_found_as_often_as_stated(effect, n):
 def test_power_of_the_one_true_claim_among_ten(effect, stated):
     rng, runs = np.random.default_rng(1), 300
     claims = [claim(name=f"T-{number}") for number in range(10)]
-    found = 0
+    supported = 0
     for _ in range(runs):
         samples = rng.normal(0, 1, (10, 5)) + effect * np.eye(10)[:, :1]
         records = ledger(map(decide, claims, samples), "digits", "quick")
-        found += records[0]["verdict"] == "supported"
-    assert found / runs == pytest.approx(stated, abs=0.1)
+        supported += records[0]["verdict"] == "supported"
+    assert supported / runs == pytest.approx(stated, abs=0.1)
 
 
 def test_power_of_ratios_and_rates():

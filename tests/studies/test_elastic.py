@@ -11,14 +11,14 @@ from replicates import of_seed
 from lthlib import elastic
 from lthlib.data import Dataset, Split
 from lthlib.errors import InputError
+from lthlib.finders.elastic_arms import AT_REWIND, ELASTIC_ARMS, direct_at, elastic_control
 from lthlib.finders.imp import Pruning
 from lthlib.masks.controls import random_masks
 from lthlib.models.architecture import architecture, build
 from lthlib.randomness import generator
 from lthlib.studies import connectivity, elastic_measures
 from lthlib.studies import elastic as rows_of
-from lthlib.studies.elastic_arms import AT_REWIND, CONTROLS, arm, direct_at
-from lthlib.studies.setting import Setting, chain_rows, train_arms
+from lthlib.studies.setting import Setting, chain_rows, control_arms, elastic_arm, flipped, train_arms
 from lthlib.studies.setting import chains as chains_
 from lthlib.ticket import bases_for, check_same_bases, in_bases_of, initial_tickets
 from lthlib.training.recipe import Recipe
@@ -57,27 +57,27 @@ SOURCE, TARGET = "resnet-14-w4", "resnet-20-w4"
 MAP = elastic.depth_map(net(SOURCE), net(TARGET))
 
 
-@pytest.mark.parametrize("name", [name for name in CONTROLS + AT_REWIND if name != "dense stretch"])
+@pytest.mark.parametrize("name", [name for name in ELASTIC_ARMS + AT_REWIND if name != "dense stretch"])
 def test_every_arm_has_exactly_the_elastic_count(name):
     source, own = sparse(SOURCE, 0.2), dense(TARGET)
     found = elastic.carry(source, net(TARGET), MAP)
-    made = arm(name, source, net(TARGET), MAP, own, images())
+    made = elastic_control(name, source, net(TARGET), MAP, own, images())
     assert made.kept == found.kept and made.architecture == net(TARGET)
 
 
 def test_what_each_control_keeps():
     source, own = sparse(SOURCE), dense(TARGET, 5)
     found = elastic.carry(source, net(TARGET), MAP)
-    made = {name: arm(name, source, net(TARGET), MAP, own, images()) for name in CONTROLS}
+    made = {name: elastic_control(name, source, net(TARGET), MAP, own, images()) for name in ELASTIC_ARMS}
 
     def same(name, part, other=found):
         ours, theirs = getattr(made[name], part), getattr(other, part)
         return all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
     assert made["elastic"].digest() == found.digest()
-    values = {name for name in CONTROLS if same(name, "coefficients")}
-    masks = {name for name in CONTROLS if same(name, "masks")}
-    layers = {name for name in CONTROLS if made[name].layer_densities() == found.layer_densities()}
+    values = {name for name in ELASTIC_ARMS if same(name, "coefficients")}
+    masks = {name for name in ELASTIC_ARMS if same(name, "masks")}
+    layers = {name for name in ELASTIC_ARMS if made[name].layer_densities() == found.layer_densities()}
     # With one unit to copy, permuting the order changes nothing.
     assert masks == {"elastic", "reinit", "mask only", "order permuted"}
     assert values == {
@@ -89,7 +89,7 @@ def test_what_each_control_keeps():
         "dense stretch",
         "order permuted",
     }
-    assert layers == set(CONTROLS) - {"weights only", "dense stretch", "copies by snip"}
+    assert layers == set(ELASTIC_ARMS) - {"weights only", "dense stretch", "copies by snip"}
     copied = elastic.copies(net(SOURCE), net(TARGET), MAP)
     ours = made["copies by snip"].masks
     assert {key for key in ours if not torch.equal(ours[key], found.masks[key])} == set(copied)
@@ -103,13 +103,16 @@ def test_order_permuted_moves_masks_and_values_together():
     target = net("resnet-32-w4")
     depths = elastic.depth_map(source.architecture, target)
     found = elastic.carry(source, target, depths)
-    seeds = [arm("order permuted", of_seed(source, seed), target, depths, dense("resnet-32-w4")) for seed in range(4)]
+    seeds = [
+        elastic_control("order permuted", of_seed(source, seed), target, depths, dense("resnet-32-w4"))
+        for seed in range(4)
+    ]
     assert {one.kept for one in seeds} == {found.kept} and len({one.digest() for one in seeds}) > 1
 
 
 def test_baselines_work_in_the_elastic_tickets_basis():
     source = sparse(SOURCE, rule="random")
-    made = arm("snip", source, net(TARGET), MAP, dense(TARGET), images())
+    made = elastic_control("snip", source, net(TARGET), MAP, dense(TARGET), images())
     found = elastic.carry(source, net(TARGET), MAP)
     check_same_bases(made, found)
     own, weights = dense(TARGET).weights(), in_bases_of(dense(TARGET), found).weights()
@@ -119,9 +122,9 @@ def test_baselines_work_in_the_elastic_tickets_basis():
 def test_bad_arms():
     source, own = sparse(SOURCE), dense(TARGET)
     with pytest.raises(InputError, match="unknown arm 'snap', did you mean 'snip'"):
-        arm("snap", source, net(TARGET), MAP, own)
+        elastic_control("snap", source, net(TARGET), MAP, own)
     with pytest.raises(InputError, match=r"\(8, 1, 3, 3\) in 'resnet-20-w8' and \(4, 1, 3, 3\) in 'resnet-20-w4'"):
-        arm("mask only", source, net(TARGET), MAP, dense("resnet-20-w8"))
+        elastic_control("mask only", source, net(TARGET), MAP, dense("resnet-20-w8"))
     turned = sparse(TARGET, rule="random")
     with pytest.raises(InputError, match=r"shape \(4, 1, 3, 3\) is in the basis 'canonical'.*'random' in the other"):
         in_bases_of(sparse(TARGET), turned)
@@ -218,8 +221,8 @@ def test_direct_tickets_of_any_count(setting, chains):
 
 
 def test_arms_train_to_their_rows(setting, chains):
-    arms = rows_of.control_arms(["direct", "reinit", "erk", "rigl", "gmp"], chains, MLPS[0], MLPS[1], 2, setting)
-    arms.append(rows_of.elastic_arm(chains, MLPS[0], MLPS[1], 2, setting))
+    arms = control_arms(["direct", "reinit", "erk", "rigl", "gmp"], chains, MLPS[0], MLPS[1], 2, setting)
+    arms.append(elastic_arm(chains, MLPS[0], MLPS[1], 2, setting))
     rows, runs = train_arms(arms, setting)
     assert rows["arm"].drop_duplicates().tolist() == ["direct", "reinit", "erk", "rigl", "gmp", "elastic"]
     assert rows.groupby("seed")["n_free"].nunique().eq(1).all() and len(runs) == 6
@@ -254,8 +257,8 @@ def test_differences_are_to_the_direct_ticket_at_equal_density():
 
 
 def test_costs_of_routes(setting, chains):
-    carried = [rows_of.elastic_arm(chains, MLPS[0], name, 2, setting) for name in MLPS[1:]]
-    rigl = [rows_of.control_arms(["rigl"], chains, MLPS[0], name, 2, setting)[0] for name in MLPS[1:]]
+    carried = [elastic_arm(chains, MLPS[0], name, 2, setting) for name in MLPS[1:]]
+    rigl = [control_arms(["rigl"], chains, MLPS[0], name, 2, setting)[0] for name in MLPS[1:]]
     rows = elastic_measures.cost_rows(chains, carried, rigl, setting)
     assert rows.groupby("route").size().eq(2 * 3).all() and rows["route"].nunique() == 3
     final = rows[(rows["targets"] == 2) & (rows["seed"] == 0)].set_index("route")["sparse"]
@@ -269,15 +272,15 @@ def test_dead_units_are_counted(setting, chains):
     ticket = dense("lenet-8-8")
     state = {**ticket.rest, "1.bias": torch.full((8,), -1e6), "3.bias": torch.ones(8)}
     assert rows_of.dead_units(replace(ticket, rest=state), images()) == 8
-    carried = [rows_of.elastic_arm(chains, MLPS[0], MLPS[2], 2, setting)]
+    carried = [elastic_arm(chains, MLPS[0], MLPS[2], 2, setting)]
     _, runs = train_arms(carried, setting)
     rows = rows_of.dead_unit_rows(chains, carried, runs, 2, images())
     assert len(rows) == 3 * 2 + 2 and len(rows_of.extra_dead_units(rows)) == 2
 
 
 def test_drift_rows_and_another_data_set(setting, chains):
-    arms = [rows_of.elastic_arm(chains, MLPS[0], MLPS[2], level, setting) for level in (1, 2)]
+    arms = [elastic_arm(chains, MLPS[0], MLPS[2], level, setting) for level in (1, 2)]
     rows = rows_of.drift_rows(arms, chains, setting)
     assert rows["drift"].to_numpy() == pytest.approx(rows["predicted"].to_numpy(), abs=1e-12)
-    turned = rows_of.flipped(images())
+    turned = flipped(images())
     assert turned.name == "toy flipped" and torch.equal(turned.train.images.flip(-2), images().train.images)
