@@ -2,7 +2,7 @@
 
 Each figure stands beside the limit that the same run measured on the same machine, and beside the same work as users
 would write it. `results/reference/benchmarks.json` takes the rows unless --json names another file; parts that are not
-measured this time stay in the file if the machine is the same. The README's table is made from it.
+measured this time stay in the file if the machine is the same. benchmarks/README.md's table is made from it.
 
 `python benchmarks/run_all.py [--only PART ...] [--full] [--data-dir DIR] [--tiny] [--json FILE]`; a quarter of an
 hour on two cores, with --full more. Exit codes: 0 done, 1 a part failed, 2 bad input.
@@ -27,7 +27,7 @@ from reporting import Row, machine, report
 
 from lthlib.errors import InputError, unknown
 from lthlib.store import write_json
-from lthlib.workbook.performance import FILE, write_block
+from lthlib.workbook.performance import FILE, write_pages
 
 FOLDER = Path(__file__).resolve().parent
 REFERENCE = FOLDER.parent / FILE
@@ -187,7 +187,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if rows:
         report(rows)
     if file and file.resolve() == REFERENCE.resolve():
-        write_block(FOLDER.parent)
+        write_pages(FOLDER.parent)
     return int(any(one["failed"] for one in ran.values()))
 
 

@@ -200,7 +200,7 @@ def notebooks() -> None:
 def report(out: Out = "results") -> None:
     """Writes index.html anew for every profile in DIR, and DIR/index.html, the claims of all runs in DIR/reference.
 
-    The claims of the project's own results are written into its README too.
+    The claims and speeds of the project's own results are written into its pages too.
     """
     from lthlib.errors import InputError
     from lthlib.store import project_path

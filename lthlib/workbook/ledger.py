@@ -1,4 +1,4 @@
-"""The ledger: every claim of every run kept for the record, as the README's block; `ledger_page` shows more."""
+"""The ledger: every claim of every run kept for the record, as blocks of the pages; `ledger_page` shows more."""
 
 import json
 import re
@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined
+import yaml
 
 from lthlib.errors import InputError
 from lthlib.evidence.results import VERDICTS, read_claims
+from lthlib.store import notebooks_folder
 from lthlib.workbook import manifest
 from lthlib.workbook.keep import markdown_table, short_number
 
 BEGIN, END = "<!-- ledger:begin -->", "<!-- ledger:end -->"
-# Profiles of minutes and seconds: the README shows them only where a notebook has nothing larger.
+OUTCOMES_BEGIN, OUTCOMES_END = "<!-- notebooks:begin -->", "<!-- notebooks:end -->"
+# Profiles of minutes and seconds: the pages show them only where a notebook has nothing larger.
 CHEAP = ("quick", "smoke")
 
 
@@ -83,13 +85,15 @@ def verdict_counts(runs: Sequence[Run]) -> dict[str, int]:
     return {verdict: counts[verdict] for verdict in VERDICTS}
 
 
-def readme_block(runs: Sequence[Run]) -> str:
-    """The ledger in Markdown, markers included: counts of verdicts by run, then a folded table for each.
-
-    A notebook's runs of the `CHEAP` profiles are left out where it has others.
-    """
+def large_runs(runs: Sequence[Run]) -> list[Run]:
+    """The runs without those of the `CHEAP` profiles of notebooks that have others."""
     large = {run.notebook for run in runs if run.profile not in CHEAP}
-    shown = [run for run in runs if run.profile not in CHEAP or run.notebook not in large]
+    return [run for run in runs if run.profile not in CHEAP or run.notebook not in large]
+
+
+def ledger_block(runs: Sequence[Run]) -> str:
+    """The ledger in Markdown, for results/README.md: counts of verdicts by run, then a folded table for each."""
+    shown = large_runs(runs)
     counts = [[f"{run.notebook}, {run.profile}", *map(str, verdict_counts([run]).values())] for run in shown]
     counts.append(["**all**", *(f"**{count}**" for count in verdict_counts(shown).values())])
     lines = [BEGIN, "", *markdown_table(["notebook, profile", *VERDICTS], counts), ""]
@@ -110,13 +114,31 @@ def readme_block(runs: Sequence[Run]) -> str:
     return "\n".join([*lines, END])
 
 
-def with_block(text: str, block: str, begin: str = BEGIN, end: str = END) -> str:
-    """`text` with what stands between two markers, and the markers, replaced by `block`; InputError without markers."""
+def outcomes_block(runs: Sequence[Run]) -> str:
+    """The front page's table of notebooks in Markdown: what each asks, what came out of one claim, all its verdicts.
+
+    Questions and claims are those of `notebooks/front_page.yaml`, which names every notebook that it shows; verdicts
+    are those of the `large_runs`. Raises InputError for a claim that was not kept.
+    """
+    shown = large_runs(runs)
+    front = yaml.safe_load((notebooks_folder() / "front_page.yaml").read_text(encoding="utf-8"))
+    rows = []
+    for notebook, entry in front.items():
+        kept = [run for run in shown if run.notebook == notebook]
+        rows.append([f"[{notebook}](notebooks/{notebook}.ipynb)", entry["question"], _outcome(kept, entry["claim"])])
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(shown).items())
+    table = markdown_table(["notebook", "question", "what came out"], rows)
+    return "\n".join([OUTCOMES_BEGIN, "", *table, "", f"All kept claims: {counts}.", "", OUTCOMES_END])
+
+
+def with_block(text: str, block: str) -> str:
+    """`text` with the block that has the same first and last line, its markers, replaced; InputError without it."""
+    begin, end = block.splitlines()[0], block.splitlines()[-1]
     before, first, rest = text.partition(begin)
     _, last, after = rest.partition(end)
     if not first or not last:
         name = begin.strip("<!-> ").removesuffix(":begin")
-        raise InputError(f"the README has no place for the {name} (valid: a line {begin!r} and, below it, {end!r})")
+        raise InputError(f"the page has no place for the {name} (valid: a line {begin!r} and, below it, {end!r})")
     return before + block + after
 
 
@@ -130,11 +152,31 @@ def plain(text: str) -> str:
     return re.sub(r"([\\|*_$`<>\[\]])", r"\\\1", text)
 
 
+def _outcome(runs: Sequence[Run], claim_id: str) -> str:
+    """One claim with its verdict (on MNIST where it was kept), then the counts of all the notebook's runs."""
+    kept = [(run, claim) for run in runs for claim in run.claims if claim["id"] == claim_id]
+    if not kept:
+        raise InputError(f"claim {claim_id!r} of front_page.yaml is in no kept run (valid: ids in results/README.md)")
+    run, claim = max(kept, key=lambda pair: pair[0].profile == "mnist")
+    counts = "; ".join(f"{run.profile} {' / '.join(map(str, verdict_counts([run]).values()))}" for run in runs)
+    return f"{plain(claim['claim'])}: **{claim['verdict']}** ({_link(run, claim, 'results/index.html')}). {counts}"
+
+
 def _row(run: Run, claim: dict[str, Any]) -> list[str]:
     low, high = map(short_number, claim["ci"])
-    link = f"[{plain(claim['id'])}](results/index.html#{run.claim_anchor(claim['id'])})"
     estimate = f"{short_number(claim['estimate'])} [{low}, {high}]"
-    return [link, plain(claim["claim"]), plain(claim["source"]), estimate, str(claim["n"]), claim["verdict"]]
+    return [
+        _link(run, claim, "index.html"),
+        plain(claim["claim"]),
+        plain(claim["source"]),
+        estimate,
+        str(claim["n"]),
+        claim["verdict"],
+    ]
+
+
+def _link(run: Run, claim: dict[str, Any], page: str) -> str:
+    return f"[{plain(claim['id'])}]({page}#{run.claim_anchor(claim['id'])})"
 
 
 def _datasets(run: Run) -> str:
@@ -252,6 +294,8 @@ does; <em>inconclusive</em>, these data decide neither. <em>not supported</em> s
 
 def ledger_page(runs: Sequence[Run], out: Path) -> str:
     """The page for `out`/index.html, escaped throughout; links lead to the runs' files, which lie below `out`."""
+    from jinja2 import Environment, StrictUndefined
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=short_number, slug=slug)
     return environment.from_string(_PAGE).render(

@@ -1,4 +1,4 @@
-"""The README's table of speeds, made from the file that `benchmarks/run_all.py` writes."""
+"""The pages' tables of speeds, made from the file that `benchmarks/run_all.py` writes."""
 
 import json
 from collections.abc import Mapping
@@ -10,37 +10,56 @@ from lthlib.workbook.keep import markdown_table
 from lthlib.workbook.ledger import plain, with_block
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+SPEED_BEGIN, SPEED_END = "<!-- speed:begin -->", "<!-- speed:end -->"
 FILE = Path("results/reference/benchmarks.json")
+# The front page's figures: part, row.
+FRONT = (
+    ("plain_loops", "lenet-300-100, 4 stacked: a step of 128"),
+    ("pruning", "IMP, lenet-300-100 on mnist, 10 levels x 5 seeds x 1 epochs"),
+    ("quick_profile", "quick profile, 7 notebooks, 2 at a time"),
+)
 _HEAD = ["path", "ours", "limit", "ratio to limit", "plain way", "times faster", "goal"]
 
 
-def write_block(project: Path) -> Path:
-    """Writes the block into `project`/README.md from `project`/results/reference/benchmarks.json; returns the README.
+def write_pages(project: Path) -> list[Path]:
+    """Writes the blocks into `project`'s pages from its kept figures, and lists the pages (`pages`)."""
+    texts = pages(project)
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)
 
-    Raises InputError where the README has no place for it.
+
+def pages(project: Path) -> dict[Path, str]:
+    """README.md and benchmarks/README.md of `project` with their blocks made anew from `FILE`; none without that file.
+
+    Raises InputError where a page has no place for its block.
     """
-    readme = project / "README.md"
-    write_text(readme, with_table(readme.read_text(encoding="utf-8"), project / FILE))
-    return readme
+    if not (project / FILE).exists():
+        return {}
+    record = json.loads((project / FILE).read_text(encoding="utf-8"))
+    blocks = {"README.md": front_block(record), "benchmarks/README.md": full_block(record)}
+    return {project / page: with_block((project / page).read_text("utf-8"), block) for page, block in blocks.items()}
 
 
-def with_table(text: str, file: Path) -> str:
-    """`text` with its block made anew from `file`; unchanged where there is no such file."""
-    if not file.exists():
-        return text
-    return with_block(text, readme_block(json.loads(file.read_text(encoding="utf-8"))), BEGIN, END)
+def front_block(record: Mapping[str, Any]) -> str:
+    """The `FRONT` figures in Markdown, those of them that were measured."""
+    rows = []
+    for part, name in FRONT:
+        measured = [row for row in record["parts"].get(part, {"rows": []})["rows"] if row["name"] == name]
+        rows += [[cells[0], cells[1], cells[4], cells[5]] for cells in map(_row, measured)]
+    table = markdown_table(["what", "here", "plain way", "times faster"], rows)
+    return "\n".join([SPEED_BEGIN, "", *table, "", f"{_machine(record)}.", "", SPEED_END])
 
 
-def readme_block(record: Mapping[str, Any]) -> str:
-    """The table in Markdown, markers included: the machine, how many goals are met, then a folded table a script."""
-    machine, parts = record["machine"], record["parts"]
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ", no GPU"
+def full_block(record: Mapping[str, Any]) -> str:
+    """The table in Markdown: the machine, how many goals are met, then a folded table a script."""
+    parts = record["parts"]
     days = sorted({part["date"][:10] for part in parts.values()})
     lines = [
         BEGIN,
         "",
-        f"{plain(machine['processor'])}{gpu}; torch {machine['torch']} with {machine['threads']} threads; "
-        f"{' and '.join(dict.fromkeys((days[0], days[-1])))}. Limits were measured in the same run.",
+        f"{_machine(record)}; {' and '.join(dict.fromkeys((days[0], days[-1])))}. "
+        "Limits were measured in the same run.",
         "",
         *markdown_table(["part", "figures", "goals met", "goals missed"], [_count(part) for part in parts.values()]),
         "",
@@ -48,6 +67,12 @@ def readme_block(record: Mapping[str, Any]) -> str:
     for part in parts.values():
         lines += [f"<details><summary>{plain(part['title'])}</summary>", "", *_body(part), "", "</details>", ""]
     return "\n".join([*lines, END])
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    machine = record["machine"]
+    gpu = plain(machine["gpu"]) if machine["gpu"] else "no GPU"
+    return f"{plain(machine['processor'])}, {gpu}; torch {machine['torch']} with {machine['threads']} threads"
 
 
 def _count(part: Mapping[str, Any]) -> list[str]:

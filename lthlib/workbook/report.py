@@ -1,5 +1,6 @@
 """`results/<profile>/index.html`: every notebook of a profile on one page, from the files they left; and the ledger."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -8,9 +9,8 @@ from jinja2 import Environment, StrictUndefined
 
 from lthlib.errors import InputError
 from lthlib.store import project_root, write_text
-from lthlib.workbook import manifest
-from lthlib.workbook.ledger import kept_runs, ledger_page, readme_block, with_block
-from lthlib.workbook.performance import FILE, with_table
+from lthlib.workbook import manifest, performance
+from lthlib.workbook.ledger import Run, kept_runs, ledger_block, ledger_page, outcomes_block, with_block
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -106,20 +106,29 @@ def write_index(folder: Path) -> Path:
 def write_ledger(out: Path) -> list[Path]:
     """Writes `out`/index.html over the runs kept in `out`/reference; returns what was written, [] where none are kept.
 
-    Where `out` is the project's own folder of results, the blocks in its README too. Raises InputError for damaged
+    Where `out` is the project's own folder of results, the blocks of its pages too. Raises InputError for damaged
     runs.
     """
     runs = kept_runs(out / "reference")
     if not runs:
         return []
     texts = {out / "index.html": ledger_page(runs, out)}
-    readme = project_root() / "README.md"
-    if out.resolve() == (project_root() / "results").resolve() and readme.is_file():
-        text = with_block(readme.read_text(encoding="utf-8"), readme_block(runs))
-        texts[readme] = with_table(text, project_root() / FILE)
+    if out.resolve() == (project_root() / "results").resolve() and (project_root() / "README.md").is_file():
+        texts |= pages(project_root(), runs)
     for path, text in texts.items():
         write_text(path, text)
     return list(texts)
+
+
+def pages(project: Path, runs: Sequence[Run]) -> dict[Path, str]:
+    """The project's pages that have generated blocks, with these made anew from the kept runs and figures.
+
+    Raises InputError where a page has no place for its block.
+    """
+    front, results = project / "README.md", project / "results" / "README.md"
+    texts = {page: page.read_text(encoding="utf-8") for page in (front, results)} | performance.pages(project)
+    blocks = {front: outcomes_block(runs), results: ledger_block(runs)}
+    return texts | {page: with_block(texts[page], block) for page, block in blocks.items()}
 
 
 def profile_folders(out: Path) -> list[Path]:

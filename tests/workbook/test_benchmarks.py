@@ -1,4 +1,4 @@
-"""Every benchmark script runs, the one command gathers their rows, and the README shows what was measured."""
+"""Every benchmark script runs, the one command gathers their rows, and the pages show what was measured."""
 
 import importlib
 import json
@@ -89,21 +89,37 @@ def test_one_command_one_file_and_parts_are_kept(run_all, tmp_path, capsys) -> N
 def test_the_table_says_what_is_missed_and_nothing_is_taken_for_markup(run_all, tmp_path) -> None:
     file = tmp_path / "all.json"
     run_all.main(["--json", str(file)])
-    block = performance.with_table(f"a\n{performance.BEGIN}\nold\n{performance.END}\nb", file)
-    assert block.startswith(f"a\n{performance.BEGIN}\n") and block.endswith(f"{performance.END}\nb")
+    block = performance.full_block(json.loads(file.read_text()))
+    assert block.startswith(f"{performance.BEGIN}\n") and block.endswith(f"\n{performance.END}")
     assert "| Fast | 1 | 1 | 0 |" in block and "| Slow | 1 | 0 | 1 |" in block
     assert r"| a \| \<path\> | 3 s | 1 s | 3 | 9 s | 3 | ratio \<= 1.5: **missed** |" in block
     assert block.count("Where a goal is missed: it waits.") == 1
     assert r"failed: no such \| thing" in block
+
+
+def test_the_figures_go_into_their_pages_and_a_page_without_a_place_is_refused(tmp_path) -> None:
+    assert performance.pages(tmp_path) == {}
+    (tmp_path / performance.FILE).parent.mkdir(parents=True)
+    (tmp_path / performance.FILE).write_bytes((ROOT / performance.FILE).read_bytes())
+    front, full = tmp_path / "README.md", tmp_path / "benchmarks" / "README.md"
+    full.parent.mkdir()
+    front.write_text(f"a\n{performance.SPEED_BEGIN}\nold\n{performance.SPEED_END}\nb")
+    full.write_text(f"a\n{performance.BEGIN}\nold\n{performance.END}\nb")
+    assert performance.write_pages(tmp_path) == [front, full]
+    assert all(
+        text.read_text().startswith("a\n<!-- ") and text.read_text().endswith(" -->\nb") for text in (front, full)
+    )
+    assert len(performance.FRONT) == sum(line.startswith("| ") for line in front.read_text().splitlines()) - 2
+    full.write_text("nothing")
     with pytest.raises(InputError, match="no place for the benchmarks"):
-        performance.with_table("nothing", file)
+        performance.write_pages(tmp_path)
 
 
-def test_the_readme_shows_what_was_measured() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert performance.BEGIN in readme and performance.END in readme
-    stale = "README.md is older than results/reference/benchmarks.json: run `./run_all.sh report`"
-    assert performance.with_table(readme, ROOT / performance.FILE) == readme, stale
+def test_the_pages_show_what_was_measured() -> None:
+    stale = "older than results/reference/benchmarks.json: run `./run_all.sh report`"
+    for page, text in performance.pages(ROOT).items():
+        assert page.read_text(encoding="utf-8") == text, f"{page} is {stale}"
+    assert performance.pages(ROOT)
 
 
 def test_every_part_is_a_script_and_every_script_a_part(script) -> None:

@@ -1,4 +1,4 @@
-"""The claims page and the README's block say what the kept runs say, and nothing in them is taken for markup."""
+"""The claims page and the pages' blocks say what the kept runs say, and nothing in them is taken for markup."""
 
 import json
 import shlex
@@ -9,8 +9,18 @@ import pytest
 
 from lthlib.errors import InputError
 from lthlib.evidence.results import read_metrics
-from lthlib.workbook.ledger import BEGIN, END, Run, kept_runs, ledger_page, readme_block, verdict_counts, with_block
-from lthlib.workbook.report import write_ledger
+from lthlib.workbook.ledger import (
+    BEGIN,
+    END,
+    Run,
+    kept_runs,
+    ledger_block,
+    ledger_page,
+    outcomes_block,
+    verdict_counts,
+    with_block,
+)
+from lthlib.workbook.report import pages, write_ledger
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -38,9 +48,25 @@ def test_the_committed_page_is_what_the_kept_runs_give() -> None:
     assert len(page.encode()) < 300 * 1024
 
 
-def test_the_readme_is_what_the_kept_runs_give() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == with_block(readme, readme_block(KEPT)), f"README.md is older than results/reference: {STALE}"
+def test_the_pages_are_what_the_kept_runs_give() -> None:
+    texts = pages(ROOT, KEPT)
+    assert {page.relative_to(ROOT).as_posix() for page in texts} == {
+        "README.md",
+        "results/README.md",
+        "benchmarks/README.md",
+    }
+    for page, text in texts.items():
+        assert page.read_text(encoding="utf-8") == text, f"{page} is older than results/reference: {STALE}"
+
+
+def test_the_front_page_shows_every_notebook_with_its_verdicts() -> None:
+    block = outcomes_block(KEPT)
+    for run in KEPT:
+        assert f"](notebooks/{run.notebook}.ipynb)" in block
+        if run.profile != "quick":
+            assert f"{run.profile} {' / '.join(map(str, verdict_counts([run]).values()))}" in block
+    with pytest.raises(InputError, match="is in no kept run"):
+        outcomes_block(KEPT[1:2])
 
 
 def test_every_notebook_that_has_claims_is_in_the_ledger_and_not_all_are_supported() -> None:
@@ -65,18 +91,18 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        found = dict(attributes)
-        self.ids += [found["id"] or ""] if "id" in found else []
-        self.links += [found[name] or "" for name in ("href", "src") if name in found]
+        values = dict(attributes)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [values[name] or "" for name in ("href", "src") if name in values]
 
 
 def test_the_page_needs_no_network_and_its_links_lead_somewhere() -> None:
-    found = Links((RESULTS / "index.html").read_text(encoding="utf-8"))
-    assert not {"script", "link", "iframe"} & found.tags
-    assert len(set(found.ids)) == len(found.ids)
-    anchors = {link[1:] for link in found.links if link.startswith("#")}
-    assert anchors <= set(found.ids)
-    files = [link for link in found.links if not link.startswith("#")]
+    page = Links((RESULTS / "index.html").read_text(encoding="utf-8"))
+    assert not {"script", "link", "iframe"} & page.tags
+    assert len(set(page.ids)) == len(page.ids)
+    anchors = {link[1:] for link in page.links if link.startswith("#")}
+    assert anchors <= set(page.ids)
+    files = [link for link in page.links if not link.startswith("#")]
     assert files
     assert [link for link in files if not (RESULTS / link).is_file()] == []
 
@@ -92,16 +118,16 @@ def test_the_page_escapes_and_links_what_it_shows(run: Run) -> None:
 
 
 def test_the_block_escapes_and_links_what_it_shows(run: Run) -> None:
-    block = readme_block([run])
+    block = ledger_block([run])
     assert r"a \| \<b\> is \*better\* | \[x\] | 1.5 [1, -] | 5 | not supported |" in block
-    assert "[T-1](results/index.html#own-00_a-T-1)" in block
+    assert "[T-1](index.html#own-00_a-T-1)" in block
     assert 'id="own-00_a-T-1"' in ledger_page([run], run.folder.parents[2])
 
 
 def test_cheap_runs_are_left_out_where_there_are_others(run: Run) -> None:
     quick = Run(run.folder.parents[1] / "quick" / "00_a", run.facts, run.claims)
-    assert "quick" not in readme_block([run, quick])
-    assert "00_a, quick" in readme_block([quick])
+    assert "quick" not in ledger_block([run, quick])
+    assert "00_a, quick" in ledger_block([quick])
 
 
 def test_the_command_says_every_parameter(run: Run) -> None:
@@ -117,7 +143,8 @@ def test_the_ledger_is_written_over_what_is_kept(run: Run, tmp_path: Path) -> No
         write_ledger(tmp_path)
 
 
-def test_a_readme_without_markers_is_refused() -> None:
-    assert with_block(f"a\n{BEGIN}\nold\n{END}\nb", "new") == "a\nnew\nb"
+def test_a_page_without_markers_is_refused() -> None:
+    block = f"{BEGIN}\nnew\n{END}"
+    assert with_block(f"a\n{BEGIN}\nold\n{END}\nb", block) == f"a\n{block}\nb"
     with pytest.raises(InputError, match="no place for the ledger"):
-        with_block(f"a\n{END}\n{BEGIN}", "new")
+        with_block(f"a\n{END}\n{BEGIN}", block)
