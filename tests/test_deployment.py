@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lthlib.workbook.export import Measured, export, honest
 
 from lthlib import deployment
 from lthlib.basis import svd
@@ -14,6 +13,7 @@ from lthlib.models.initial import initial_state
 from lthlib.ticket import Ticket, dense_ticket
 from lthlib.training.proximal import low_rank_mask
 from lthlib.workbook import export as deploying
+from lthlib.workbook.export import Measured, export, honest
 
 SHAPE = (1, 8, 8)
 
