@@ -39,16 +39,9 @@ from lthlib.evidence.style import (
 )
 
 __all__ = [
-    "accuracy_curve",
-    "bars",
-    "difference_curve",
-    "energy_compaction",
-    "image_grid",
-    "law",
-    "layer_densities",
-    "matrix",
+    "accuracy_curve", "bars", "difference_curve", "energy_compaction", "image_grid", "law", "layer_densities", "matrix",
     "verdict_table",
-]
+]  # fmt: skip
 
 MARGIN = "#F3E9C6"
 

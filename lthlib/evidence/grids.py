@@ -33,11 +33,7 @@ from lthlib.evidence.style import (
 )
 
 # Dark on light, told apart without colour by the words and the sign.
-_VERDICTS = {
-    "supported": ("✓", "#CDEBDD"),
-    "not supported": ("✗", "#F6D2BF"),
-    "inconclusive": ("?", "#E4E4E4"),
-}
+_VERDICTS = {"supported": ("✓", "#CDEBDD"), "not supported": ("✗", "#F6D2BF"), "inconclusive": ("?", "#E4E4E4")}
 
 
 def bars(

@@ -37,13 +37,7 @@ class Watch:
         return False
 
     def masks(
-        self,
-        masks: State,
-        coefficients: State,
-        gradients: State | None,
-        done: int,
-        total: int,
-        seed: int,
+        self, masks: State, coefficients: State, gradients: State | None, done: int, total: int, seed: int
     ) -> State:
         """The masks as they are."""
         return masks
@@ -76,11 +70,7 @@ class Background:
         """Whether a job is under way."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(
-        self,
-        work: Callable[[Event], object],
-        ended: Callable[[object, BaseException | None], None],
-    ) -> bool:
+    def start(self, work: Callable[[Event], object], ended: Callable[[object, BaseException | None], None]) -> bool:
         """Runs `work(stop)`, then `ended(value, None)` or `ended(None, error)`; False where a job is under way."""
         if self.running:
             return False

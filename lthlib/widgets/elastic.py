@@ -206,10 +206,7 @@ class ElasticExplorer(Explorer):
     """
 
     def __init__(
-        self,
-        tickets: Sequence[Ticket] = (),
-        targets: Sequence[str] = DEPTHS,
-        table: pd.DataFrame | None = None,
+        self, tickets: Sequence[Ticket] = (), targets: Sequence[str] = DEPTHS, table: pd.DataFrame | None = None
     ) -> None:
         self.tickets = {one.architecture.name: one for one in tickets}
         self.sources = list(self.tickets) or list(DEPTHS)
