@@ -81,8 +81,8 @@ class Background:
             error: BaseException | None = None
             try:
                 value = work(stop)
-            except BaseException as found:
-                error = found
+            except BaseException as failure:
+                error = failure
             ended(value, error)
 
         self._thread = Thread(target=run, name="lth-explorer", daemon=True)

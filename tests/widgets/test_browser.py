@@ -55,7 +55,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CELLS = [
     "from lthlib.widgets import *\nfrom lthlib.widgets import loaded",
     "TicketExplorer()",
-    "from dataclasses import replace\nsmall = loaded.small()\n"
+    "from dataclasses import replace\nsmall = loaded.example()\n"
     "TicketExplorer(source=replace(small, recipe=replace(small.recipe, epochs=900)))",
     "SketchExplorer()",
     "SubsetSumExplorer()",
