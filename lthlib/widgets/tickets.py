@@ -219,7 +219,7 @@ def ticket_facts(
     accuracy = bench.accuracy(pruned) if live else None
     rows, means = bench.measured(basis)
     place = (seed, basis, finder)
-    results = tuple((one.density, one.accuracy) for one in bench.results if one.place == place)
+    results = tuple((result.density, result.accuracy) for result in bench.results if result.place == place)
     nearest = _nearest(rows, seed, pruned.density)
     parts = [
         f"density {100 * pruned.density:.3g} % (sparsity {100 * (1 - pruned.density):.4g} %)",
