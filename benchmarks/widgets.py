@@ -98,7 +98,7 @@ def main() -> None:
         explorer = mnist(chosen.data_dir, 0.05 if chosen.tiny else 1.0)
         values = EVENTS["tickets, density"][2]
         rows += rows_of("Prune live, 5,000 MNIST images", event_times(explorer, "density", values))
-    digits = loaded.small()
+    digits = loaded.example()
     own = TicketExplorer(source=replace(digits, dense=digits.dense[:1]))
     rows += rows_of("tickets, basis (first time)", event_times(own, "basis", ["dct", "random", "haar", "svd"]))
     report([replace(row, goal=None) if "first time" in row.name else row for row in rows], chosen.json)

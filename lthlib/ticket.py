@@ -86,6 +86,12 @@ class Ticket:
         """A full `state_dict` for `models.build(ticket.architecture)`."""
         return {**self.weights(), **self.rest}
 
+    def module(self) -> nn.Module:
+        """The network as a plain `nn.Module` with the ticket's weights, in evaluation mode."""
+        module = build(self.architecture)
+        module.load_state_dict(self.state())
+        return module.eval()
+
     @property
     def free_numbers(self) -> int:
         """Trainable numbers among the prunable: one per kept coefficient."""

@@ -13,6 +13,7 @@ exponential ones they err about 12 % of the time.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
@@ -39,26 +40,12 @@ from lthlib.evidence.intervals import (
 )
 from lthlib.randomness import stream_seed
 
-__all__ = [  # what a notebook needs, the intervals included
-    "Claim",
-    "Decision",
-    "Interval",
-    "Outcome",
-    "Pairs",
-    "decide",
-    "every",
-    "holm",
-    "judge",
-    "ledger",
-    "mean_interval",
-    "paired_difference",
-    "part_table",
-    "rank_correlation",
-    "rate_interval",
-    "ratio_interval",
-    "some",
+# What a notebook needs, the intervals included.
+__all__ = [
+    "Claim", "Decision", "Interval", "Judgement", "Pairs", "decide", "every", "holm", "judge", "ledger",
+    "mean_interval", "paired_difference", "part_table", "rank_correlation", "rate_interval", "ratio_interval", "some",
     "verdict",
-]
+]  # fmt: skip
 
 Kind = Literal["greater", "less", "non-inferior", "not-greater", "equivalent", "exact"]
 Measure = Literal["mean", "ratio", "rate"]
@@ -130,7 +117,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Judgement:
     """What one test found: the interval, and doubled one-sided p-values for the claim and for its opposite."""
 
     interval: Interval
@@ -144,8 +131,8 @@ class Decision:
     """A claim with the outcome that decides it, and the outcomes of its parts, by name, where it has several."""
 
     claim: Claim
-    outcome: Outcome
-    parts: Mapping[str, Outcome] = field(default_factory=dict)
+    outcome: Judgement
+    parts: Mapping[str, Judgement] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -153,7 +140,7 @@ class Decision:
         return verdict(self.outcome)
 
 
-def judge(claim: Claim, values: Iterable[float] | np.ndarray) -> Outcome:
+def judge(claim: Claim, values: Iterable[float] | np.ndarray) -> Judgement:
     """Tests one 1-D sample (one number a replicate) against the claim; fewer than two replicates decide nothing.
 
     mean, ratio: t tests; "equivalent" by two one-sided tests (Schuirmann 1987). rate: exact binomial. exact: every
@@ -173,14 +160,15 @@ def judge(claim: Claim, values: Iterable[float] | np.ndarray) -> Outcome:
         holds = n >= 2 and bool((sizes <= high).all())
         fails = n >= 2 and not holds
         interval = Interval(float(sizes.max()), float(sizes.min()), float(sizes.max()), n) if n else mean_interval([])
-        return Outcome(interval, 0.0 if holds else 1.0, 0.0 if fails else 1.0, exact=True)
+        return Judgement(interval, 0.0 if holds else 1.0, 0.0 if fails else 1.0, exact=True)
     interval = mean_interval(sample)
     above = _below_p(low - interval.estimate, sample)  # p of "the mean is above low"
     below = _below_p(interval.estimate - high, sample)  # p of "the mean is below high"
     under = _below_p(interval.estimate - low, sample)
     over = _below_p(high - interval.estimate, sample)
-    found = Outcome(interval, _doubled(max(above, below)), _doubled(min(under, over)))
-    return replace(found, interval=exponential(interval)) if claim.measure == "ratio" else found
+    if claim.measure == "ratio":
+        interval = exponential(interval)
+    return Judgement(interval, _doubled(max(above, below)), _doubled(min(under, over)))
 
 
 def _below_p(excess: float, sample: np.ndarray) -> float:
@@ -196,25 +184,25 @@ def _below_p(excess: float, sample: np.ndarray) -> float:
     return float(stdtr(n - 1, excess / standard_error(sample)))
 
 
-def _rate_test(sample: np.ndarray, low: float, high: float) -> Outcome:
+def _rate_test(sample: np.ndarray, low: float, high: float) -> Judgement:
     if not np.isin(sample, (0.0, 1.0)).all():
         raise InputError("a rate is measured by successes, 0 or 1 a replicate")
     n, successes = len(sample), int(sample.sum())
     interval = rate_interval(successes, n, "exact")
     if n < 2:
-        return Outcome(interval, 1.0, 1.0)
+        return Judgement(interval, 1.0, 1.0)
     from scipy.stats import binomtest  # a second of start-up
 
     more, fewer = (
         _doubled(float(binomtest(successes, n, low if high == math.inf else high, alternative=side).pvalue))
         for side in ("greater", "less")
     )
-    return Outcome(interval, more, fewer) if high == math.inf else Outcome(interval, fewer, more)
+    return Judgement(interval, more, fewer) if high == math.inf else Judgement(interval, fewer, more)
 
 
 def rank_correlation(
     x: np.ndarray, y: np.ndarray, kind: Literal["greater", "less"] = "greater", *, seed: int = 0, resamples: int = 1999
-) -> Outcome:
+) -> Judgement:
     """Spearman's correlation between items (bases, depth pairs, ...) of two (replicates, items) arrays' column means.
 
     The interval is the percentile bootstrap over replicates: it speaks of these items. The p-value is the larger of
@@ -232,10 +220,10 @@ def rank_correlation(
     left, right = left[whole], right[whole]
     n, items = left.shape
     if n == 0:
-        return Outcome(mean_interval([]), 1.0, 1.0)
+        return Judgement(mean_interval([]), 1.0, 1.0)
     estimate = float(_spearman(left.mean(0)[None], right.mean(0)[None])[0])
     if n < 2:
-        return Outcome(Interval(estimate, math.nan, math.nan, n), 1.0, 1.0)
+        return Judgement(Interval(estimate, math.nan, math.nan, n), 1.0, 1.0)
     rng = np.random.default_rng(stream_seed(seed, "rank correlation"))
     drawn = rng.integers(n, size=(resamples, n))
     draws = _spearman(left[drawn].mean(1), right[drawn].mean(1))
@@ -252,10 +240,10 @@ def rank_correlation(
 
     low, high = (float(limit) for limit in np.quantile(draws, (LEVEL / 2, 1 - LEVEL / 2)))
     sign = 1 if kind == "greater" else -1
-    return Outcome(Interval(estimate, low, high, n), p(sign), p(-sign))
+    return Judgement(Interval(estimate, low, high, n), p(sign), p(-sign))
 
 
-def every(outcomes: Iterable[Outcome]) -> Outcome:
+def every(outcomes: Iterable[Judgement]) -> Judgement:
     """The claim that all parts hold (intersection-union, Berger 1982): p is the largest. Its opposite, that some part
     fails, takes the smallest times their number (Bonferroni). The interval is that of the weakest part."""
     parts = _parts(outcomes)
@@ -263,19 +251,19 @@ def every(outcomes: Iterable[Outcome]) -> Outcome:
     against = min(1.0, len(parts) * min(part.p_against for part in parts))
     if against < LEVEL:
         weakest = min(parts, key=lambda part: part.p_against)
-    return Outcome(weakest.interval, max(part.p for part in parts), against, all(part.exact for part in parts))
+    return Judgement(weakest.interval, max(part.p for part in parts), against, all(part.exact for part in parts))
 
 
-def some(outcomes: Iterable[Outcome]) -> Outcome:
+def some(outcomes: Iterable[Judgement]) -> Judgement:
     """The claim that at least one part holds: p is the smallest times their number (Bonferroni, which is what Holm
     gives for the smallest); the opposite, that none holds, takes the largest. The interval is that of the best part."""
     parts = _parts(outcomes)
     best = min(parts, key=lambda part: (part.p, -part.p_against))
     p = min(1.0, len(parts) * best.p)
-    return Outcome(best.interval, p, max(part.p_against for part in parts), all(part.exact for part in parts))
+    return Judgement(best.interval, p, max(part.p_against for part in parts), all(part.exact for part in parts))
 
 
-def _parts(outcomes: Iterable[Outcome]) -> list[Outcome]:
+def _parts(outcomes: Iterable[Judgement]) -> list[Judgement]:
     parts = list(outcomes)
     if not parts:
         raise InputError("a claim needs at least one sample, not none")
@@ -291,26 +279,26 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def verdict(found: Outcome) -> Verdict:
+def verdict(judgement: Judgement) -> Verdict:
     """ "supported" below p = 0.05, else "not supported" where the opposite is, else "inconclusive"."""
-    if found.p < LEVEL:
+    if judgement.p < LEVEL:
         return "supported"
-    return "not supported" if found.p_against < LEVEL else "inconclusive"
+    return "not supported" if judgement.p_against < LEVEL else "inconclusive"
 
 
-Evidence = Outcome | Pairs | Iterable[float] | np.ndarray
+Evidence = Judgement | Pairs | Iterable[float] | np.ndarray
 
 
 def decide(claim: Claim, evidence: Evidence | Mapping[Any, Evidence]) -> Decision:
     """Tests a claim on a sample, on a ready-made test, or on several of either by name (joined by `claim.combine`)."""
 
-    def tested(part: Evidence) -> Outcome:
-        if isinstance(part, Outcome):
+    def tested(part: Evidence) -> Judgement:
+        if isinstance(part, Judgement):
             return part
         if isinstance(part, Pairs):
             if part.ratio != (claim.measure == "ratio"):
-                found = "ratios" if part.ratio else "differences"
-                raise InputError(f"claim {claim.id} measures a {claim.measure}, but its pairs are {found}")
+                pairs = "ratios" if part.ratio else "differences"
+                raise InputError(f"claim {claim.id} measures a {claim.measure}, but its pairs are {pairs}")
             return judge(claim, part.values)
         return judge(claim, part)
 
@@ -325,7 +313,7 @@ def part_table(decision: Decision) -> pd.DataFrame:
     parts = decision.parts or {decision.claim.id: decision.outcome}
     rows = zip(parts, _corrected(list(parts.values())), strict=True)
     return pd.DataFrame(
-        [{"part": name, **vars(one.interval), "p": one.p, "verdict": verdict(one)} for name, one in rows]
+        [{"part": name, **vars(part.interval), "p": part.p, "verdict": verdict(part)} for name, part in rows]
     )
 
 
@@ -336,18 +324,15 @@ def ledger(decisions: Iterable[Decision], dataset: str, profile: str) -> list[di
     intervals stay the plain 95 % ones. A number that does not exist is None. Raises InputError for an id given twice.
     """
     decided = list(decisions)
-    ids = [decision.claim.id for decision in decided]
-    if len(set(ids)) < len(ids):
-        raise InputError(f"claim {next(one for one in ids if ids.count(one) > 1)!r} is decided twice in one notebook")
+    name, times = next(iter(Counter(decision.claim.id for decision in decided).most_common(1)), ("", 0))
+    if times > 1:
+        raise InputError(f"claim {name!r} is decided twice in one notebook")
     records = []
     for decision, corrected in zip(decided, _corrected([decision.outcome for decision in decided]), strict=True):
         claim, interval = decision.claim, corrected.interval
         records.append(
-            {
-                "id": claim.id,
-                "claim": claim.claim,
-                "source": claim.source,
-                "statistic": claim.statistic,
+            {name: getattr(claim, name) for name in ("id", "claim", "source", "statistic")}
+            | {
                 "estimate": _plain(interval.estimate),
                 "ci": [_plain(interval.low), _plain(interval.high)],
                 "margin": _plain(claim.margin),
@@ -360,8 +345,8 @@ def ledger(decisions: Iterable[Decision], dataset: str, profile: str) -> list[di
     return records
 
 
-def _corrected(outcomes: list[Outcome]) -> list[Outcome]:
-    family = [index for index, one in enumerate(outcomes) if not one.exact]
+def _corrected(outcomes: list[Judgement]) -> list[Judgement]:
+    family = [index for index, outcome in enumerate(outcomes) if not outcome.exact]
     p, against = (holm([getattr(outcomes[index], name) for index in family]) for name in ("p", "p_against"))
     corrected = list(outcomes)
     for place, index in enumerate(family):

@@ -10,8 +10,8 @@ normalisation, activations, the optimizer, evaluations, or the transforms of a b
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
+from functools import lru_cache, partial
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -74,17 +74,15 @@ def _counted(architecture: Architecture) -> tuple[tuple[str, Flops], ...]:
 
     module = build(architecture).eval()
     names = prunable(module)
-    read_gradients: dict[str, bool] = {}
+    hidden: set[str] = set()  # backward to its inputs costs nothing where these are images
 
-    def watch(name: str, layer: nn.Module) -> None:
-        # Backward to its inputs costs nothing where these are images.
-        layer.register_forward_hook(
-            lambda _, inputs, __: read_gradients.update({name: read_gradients.get(name, False) | _needs(inputs)})
-        )
+    def watch(name: str, _: nn.Module, inputs: tuple[object, ...], __: object) -> None:
+        if any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
+            hidden.add(name)
 
     layers = {name: name.removesuffix(".weight") if name != "weight" else "" for name in names}
     for name, path in layers.items():
-        watch(name, module.get_submodule(path))
+        module.get_submodule(path).register_forward_hook(partial(watch, name))
     images = torch.zeros(1, *architecture.input_shape)
     with FlopCounterMode(display=False) as forward:
         logits = module(images)
@@ -92,19 +90,15 @@ def _counted(architecture: Architecture) -> tuple[tuple[str, Flops], ...]:
         logits.sum().backward()
     # The counter's own split of the backward pass by module is wrong for layers beside each other (shortcuts).
     root = type(module).__name__
-    found, by_module = {}, forward.get_flop_counts()
+    flops, by_module = {}, forward.get_flop_counts()
     for name, path in layers.items():
         count = sum(by_module.get(f"{root}.{path}" if path else root, {}).values())
-        found[name] = Flops(count, count if read_gradients.get(name) else 0, count)
-    rest = forward.get_total_flops() - sum(flops.forward for flops in found.values())
-    back = backward.get_total_flops() - sum(flops.inputs + flops.weights for flops in found.values())
+        flops[name] = Flops(count, count if name in hidden else 0, count)
+    rest = forward.get_total_flops() - sum(layer.forward for layer in flops.values())
+    back = backward.get_total_flops() - sum(layer.inputs + layer.weights for layer in flops.values())
     if rest or back:
-        found[OTHER] = Flops(rest, back, 0)
-    return tuple(found.items())
-
-
-def _needs(inputs: tuple[object, ...]) -> bool:
-    return any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+        flops[OTHER] = Flops(rest, back, 0)
+    return tuple(flops.items())
 
 
 def examples_seen(recipe: Recipe, examples: int, start_step: int = 0, stop_step: int | None = None) -> int:
@@ -137,16 +131,16 @@ def flops_per_example(architecture: Architecture, densities: Densities = 1.0) ->
 
 def _checked(architecture: Architecture, densities: Densities) -> dict[str, float]:
     names = prunable(architecture)
-    found = dict(densities) if isinstance(densities, Mapping) else dict.fromkeys(names, float(densities))
-    for name in found:
+    checked = dict(densities) if isinstance(densities, Mapping) else dict.fromkeys(names, float(densities))
+    for name in checked:
         if name not in names:
             raise unknown(f"tensor of {architecture.name!r}", name, names)
     for name in names:
-        if name not in found:
+        if name not in checked:
             raise InputError(f"no density for tensor {name!r} of {architecture.name!r}")
-        if not 0 <= found[name] <= 1:
-            raise InputError(f"density {found[name]!r} of {name!r} is not in [0, 1]")
-    return found
+        if not 0 <= checked[name] <= 1:
+            raise InputError(f"density {checked[name]!r} of {name!r} is not in [0, 1]")
+    return checked
 
 
 def training_cost(
@@ -245,10 +239,7 @@ def phases_of(trained: Trained) -> dict[int, Densities]:
 
 def cumulated(source: Cost, each: Mapping[str, Cost]) -> list[Cost]:
     """The cost of a route for 0, 1, 2, ... targets: what it needs once, and `each` target's own, in their order."""
-    costs = [source]
-    for cost in each.values():
-        costs.append(costs[-1] + cost)
-    return costs
+    return list(accumulate(each.values(), initial=source))
 
 
 def route_rows(routes: Mapping[str, tuple[Cost, Mapping[str, Cost]]]) -> list[dict[str, object]]:
@@ -265,9 +256,7 @@ def route_rows(routes: Mapping[str, tuple[Cost, Mapping[str, Cost]]]) -> list[di
         wanted = list(each)
         for number, cost in enumerate(cumulated(source, each)):
             last = wanted[number - 1] if number else ""
-            rows.append(
-                {"route": route, "targets": number, "last_target": last, "dense": cost.dense, "sparse": cost.sparse}
-            )
+            rows.append({"route": route, "targets": number, "last_target": last, **vars(cost)})
     return rows
 
 

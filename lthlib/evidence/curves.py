@@ -6,7 +6,7 @@ averaged first. Every figure states n. Every function raises InputError for a co
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,32 +21,27 @@ from lthlib.evidence.style import (
     BLACK,
     LABELS,
     Chart,
+    Curve,
     Replicates,
     band,
     caption,
     chart,
     error_bars,
-    legend,
+    finish,
     looks,
+    mean_line,
     mean_points,
     need,
-    note,
     ordered,
     parts_by,
     style,
+    theory_lines,
 )
 
 __all__ = [
-    "accuracy_curve",
-    "bars",
-    "difference_curve",
-    "energy_compaction",
-    "image_grid",
-    "law",
-    "layer_densities",
-    "matrix",
+    "accuracy_curve", "bars", "difference_curve", "energy_compaction", "image_grid", "law", "layer_densities", "matrix",
     "verdict_table",
-]
+]  # fmt: skip
 
 MARGIN = "#F3E9C6"
 
@@ -78,17 +73,14 @@ def accuracy_curve(
         figure, panels = _panels(frame, panel)
         counts = _lines(panels, frame, x, y, hue, replicate=replicate, group=group)
         for axes, part, name in panels:
-            here = dense.get(name) if isinstance(dense, Mapping) else dense
-            if here is not None:
-                band(axes, mean_interval(np.asarray(here, float)), "dense")
+            baseline = dense.get(name) if isinstance(dense, Mapping) else dense
+            if baseline is not None:
+                band(axes, mean_interval(np.asarray(baseline, float)), "dense")
             at = part.groupby([hue, group], observed=True)[x].mean() if group else part[x]
             _finish_x(axes, at, x, log, x_label)
             axes.set_title(name or title)
         panels[0][0].set_ylabel(y_label or LABELS.get(y, y))
-        legend(figure, [axes for axes, _, _ in panels], hue)
-        if panel and title:
-            figure.suptitle(title, x=0.01, ha="left")
-        note(figure, caption(counts, replicate))
+        finish(figure, [axes for axes, _, _ in panels], hue, caption(counts, replicate), title if panel else "")
     return figure
 
 
@@ -135,10 +127,8 @@ def difference_curve(
             axes.set_title(name or title)
         counts = _lines(panels, frame, x, y, hue, replicate=replicate)
         panels[0][0].set_ylabel(y_label or f"{what}\n(percentage points)")
-        legend(figure, [axes for axes, _, _ in panels], hue)
-        if panel and title:
-            figure.suptitle(title, x=0.01, ha="left")
-        note(figure, f"Paired by {replicate}. {caption(counts, replicate)}")
+        below = f"Paired by {replicate}. {caption(counts, replicate)}"
+        finish(figure, [axes for axes, _, _ in panels], hue, below, title if panel else "")
     return figure
 
 
@@ -148,7 +138,7 @@ def law(
     y: str,
     hue: str | None = None,
     *,
-    theory: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    theory: Mapping[str, Curve] | None = None,
     log: bool = True,
     replicate: str = "seed",
     x_label: str = "",
@@ -165,39 +155,23 @@ def law(
         figure, (axes,) = chart()
         rows = frame.assign(**{hue or "measured": frame[hue] if hue else "measured"})
         hue = hue or "measured"
-        look = looks(ordered(rows[hue]))
-        counts, missing = set(), 0
+        look, missing = looks(rows[hue]), 0
+        counts: set[int] = set()
         for name, part in parts_by(rows, hue):
             points = mean_points(part, x, y, replicate)
-            shown = [(at, one) for at, one in points if not log or one.estimate > 0]
+            shown = points[points["estimate"] > 0] if log else points
             missing += len(points) - len(shown)
-            counts |= {one.n for _, one in shown}
-            colour, marker, _ = look[name]
-            error_bars(axes, shown, colour=colour, marker=marker, label=str(name), log=log)
+            counts |= error_bars(axes, shown, look[name], name, log=log)
         low, high = float(frame[x].min()), float(frame[x].max())
-        grid = np.geomspace(low, high, 200) if log else np.linspace(low, high, 200)
-        lines = ("-", "--", ":", "-.")
-        for place, (label, function) in enumerate((theory or {}).items()):
-            colour = next((look[name][0] for name in look if str(name) == label), "#555555")
-            own = colour != "#555555"
-            axes.plot(
-                grid,
-                function(grid),
-                color=colour,
-                linestyle="-" if own else lines[place % 4],
-                linewidth=1.3,
-                zorder=1,
-                label=f"theory: {label}",
-            )
+        theory_lines(axes, theory, look, (np.geomspace if log else np.linspace)(low, high, 200), "-", "- -- : -.")
         if log:
             axes.set_xscale("log")
             axes.set_yscale("log")
             _plain_counts(axes, low)
         axes.set(xlabel=x_label or LABELS.get(x, x), ylabel=y_label or LABELS.get(y, y))
         axes.set_title(title)
-        legend(figure, [axes], "" if hue == "measured" else hue)
         left_out = f" {missing} means that are not positive are left out." if missing else ""
-        note(figure, caption(counts, replicate) + left_out)
+        finish(figure, [axes], "" if hue == "measured" else hue, caption(counts, replicate) + left_out)
     return figure
 
 
@@ -236,10 +210,7 @@ def energy_compaction(
             axes.set_xlabel("largest coefficients, % of all (log scale)")
             axes.set_title(name or title)
         panels[0][0].set_ylabel("energy they hold, %")
-        legend(figure, [axes for axes, _, _ in panels], hue)
-        if panel and title:
-            figure.suptitle(title, x=0.01, ha="left")
-        note(figure, caption(counts, replicate))
+        finish(figure, [axes for axes, _, _ in panels], hue, caption(counts, replicate), title if panel else "")
     return figure
 
 
@@ -249,7 +220,7 @@ Panels = list[tuple[Axes, pd.DataFrame, str]]
 def _panels(frame: pd.DataFrame, panel: str | None) -> tuple[Chart, Panels]:
     parts = parts_by(frame, panel) if panel else [("", frame)]
     figure, axes = chart(columns=len(parts), width=6.4 if len(parts) == 1 else 1.2 + 3.6 * len(parts))
-    return figure, [(one, part, str(name)) for one, (name, part) in zip(axes, parts, strict=True)]
+    return figure, [(plot, part, str(name)) for plot, (name, part) in zip(axes, parts, strict=True)]
 
 
 def _lines(
@@ -263,32 +234,11 @@ def _lines(
     group: str | None = None,
     markers: bool = True,
 ) -> set[int]:
-    look = looks(ordered(frame[hue]))
-    counts = set()
+    look = looks(frame[hue])
+    counts: set[int] = set()
     for axes, rows, _ in panels:
         for name, part in parts_by(rows, hue):
-            points = mean_points(part, x, y, replicate, group)
-            if not points:
-                continue
-            colour, marker, line = look[name]
-            at = [place for place, _ in points]
-            counts |= {one.n for _, one in points}
-            axes.plot(
-                at,
-                [one.estimate for _, one in points],
-                color=colour,
-                marker=marker if markers else "",
-                linestyle=line,
-                label=str(name),
-            )
-            axes.fill_between(
-                at,
-                [one.low for _, one in points],
-                [one.high for _, one in points],
-                color=colour,
-                alpha=0.18,
-                linewidth=0,
-            )
+            counts |= mean_line(axes, mean_points(part, x, y, replicate, group), look[name], name, markers=markers)
     return counts
 
 

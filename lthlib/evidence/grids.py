@@ -21,21 +21,19 @@ from lthlib.evidence.style import (
     caption,
     chart,
     error_bars,
-    legend,
+    finish,
     looks,
+    mean_points,
     need,
     note,
     ordered,
+    parts_by,
     per_replicate,
     style,
 )
 
 # Dark on light, told apart without colour by the words and the sign.
-_VERDICTS = {
-    "supported": ("✓", "#CDEBDD"),
-    "not supported": ("✗", "#F6D2BF"),
-    "inconclusive": ("?", "#E4E4E4"),
-}
+_VERDICTS = {"supported": ("✓", "#CDEBDD"), "not supported": ("✗", "#F6D2BF"), "inconclusive": ("?", "#E4E4E4")}
 
 
 def bars(
@@ -61,16 +59,16 @@ def bars(
             baseline = mean_interval(np.asarray(dense, float))
             band(axes, baseline, "dense", vertical=True)
             below += f" Dashed line and band: dense, n = {baseline.n}."
-        for place, name in enumerate(names):
-            values = per_replicate(frame[frame[arm] == name], value, replicate)
-            one = mean_interval(values)
-            counts.add(one.n)
+        for place, (name, part) in enumerate(parts_by(frame, arm)):
+            values = per_replicate(part, value, replicate)
+            mean = mean_interval(values)
+            counts.add(mean.n)
             colour, marker, _ = look[name]
             if zero:
-                axes.barh(place, one.estimate, height=0.6, color=colour, alpha=0.35)
+                axes.barh(place, mean.estimate, height=0.6, color=colour, alpha=0.35)
             axes.plot(values, np.full(len(values), place + 0.22), ".", color=colour, alpha=0.55, markersize=5)
-            spread = None if math.isnan(one.low) else [[one.estimate - one.low], [one.high - one.estimate]]
-            axes.errorbar(one.estimate, place, xerr=spread, fmt=marker, color=colour, capsize=3, markersize=6)
+            spread = None if math.isnan(mean.low) else [[mean.estimate - mean.low], [mean.high - mean.estimate]]
+            axes.errorbar(mean.estimate, place, xerr=spread, fmt=marker, color=colour, capsize=3, markersize=6)
         axes.set_yticks(range(len(names)), [str(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.6)
         axes.grid(axis="y", visible=False)
@@ -92,39 +90,32 @@ def layer_densities(
     """Density of each layer (log scale, %), layers in the frame's order, one mark with 95 % interval per `hue`."""
     need(frame, layer, density, hue, replicate)
     layers = ordered(frame[layer])
-    names = ordered(frame[hue])
-    look = looks(names)
-    counts, empty = set(), 0
+    look = looks(frame[hue])
+    order = {name: place for place, name in enumerate(layers)}
+    shares = frame.assign(place=frame[layer].map(order).astype(float), percent=100 * frame[density])
+    counts: set[int] = set()
+    empty = 0
     with style():
         figure, (axes,) = chart(width=max(6.4, 2.5 + 0.42 * len(layers)))
-        for place, name in enumerate(names):
-            shift = (place - (len(names) - 1) / 2) * 0.7 / max(len(names), 1)
-            part = frame[frame[hue] == name]
-            points = []
-            for position, one in enumerate(layers):
-                rows = part[part[layer] == one]
-                if len(rows):
-                    interval = mean_interval(per_replicate(rows, density, replicate) * 100)
-                    counts.add(interval.n)
-                    empty += interval.estimate <= 0
-                    points += [(position + shift, interval)] if interval.estimate > 0 else []
-            colour, marker, _ = look[name]
-            error_bars(axes, points, colour=colour, marker=marker, label=str(name), log=True)
+        for place, (name, part) in enumerate(parts_by(shares, hue)):
+            points = mean_points(part, "place", "percent", replicate)
+            points["at"] += (place - (len(look) - 1) / 2) * 0.7 / max(len(look), 1)
+            counts |= set(points["n"])
+            empty += int((points["estimate"] <= 0).sum())
+            error_bars(axes, points[points["estimate"] > 0], look[name], name, log=True)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        rotate: dict[str, Any] = (
-            {"rotation": 45, "ha": "right"} if len(layers) > 4 or max(len(str(one)) for one in layers) > 12 else {}
-        )
-        axes.set_xticks(range(len(layers)), [str(one) for one in layers], **rotate)
+        slanted = len(layers) > 4 or max(len(str(name)) for name in layers) > 12
+        rotate: dict[str, Any] = {"rotation": 45, "ha": "right"} if slanted else {}
+        axes.set_xticks(range(len(layers)), [str(name) for name in layers], **rotate)
         axes.set_xlim(-0.6, len(layers) - 0.4)
         axes.grid(axis="x", visible=False)
         axes.set(ylabel="density of the layer, % (log scale)", xlabel="layer, from input to output")
         axes.set_title(title)
-        legend(figure, [axes], hue)
         gone = f" {empty} empty layers are not drawn." if empty else ""
-        note(figure, caption(counts, replicate) + gone)
+        finish(figure, [axes], hue, caption(counts, replicate) + gone)
     return figure
 
 
@@ -149,7 +140,7 @@ def matrix(
     """
     need(frame, row, column, value, replicate)
     rows, columns = (
-        sorted(names) if all(isinstance(one, Real) for one in names) else names
+        sorted(names) if all(isinstance(name, Real) for name in names) else names
         for names in (ordered(frame[row]), ordered(frame[column]))
     )
     means = np.full((len(rows), len(columns)), math.nan)
@@ -157,13 +148,13 @@ def matrix(
     for i, first in enumerate(rows):
         for j, second in enumerate(columns):
             part = frame[(frame[row] == first) & (frame[column] == second)]
-            one = mean_interval(per_replicate(part, value, replicate))
-            if not one.n:
+            mean = mean_interval(per_replicate(part, value, replicate))
+            if not mean.n:
                 continue
-            counts.add(one.n)
-            means[i, j] = one.estimate
-            half = one.high - one.estimate
-            texts[i, j] = f"{one.estimate:.{digits}f}".replace("-", "−")
+            counts.add(mean.n)
+            means[i, j] = mean.estimate
+            half = mean.high - mean.estimate
+            texts[i, j] = f"{mean.estimate:.{digits}f}".replace("-", "−")
             if interval and not math.isnan(half):
                 texts[i, j] += f"\n±{half:.{digits}f}"
     extent = float(np.nanmax(np.abs(means))) if np.isfinite(means).any() else 1.0
@@ -177,8 +168,8 @@ def matrix(
             red, green, blue, _ = image.cmap(image.norm(means[i, j]))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
-        axes.set_xticks(range(len(columns)), [str(one) for one in columns])
-        axes.set_yticks(range(len(rows)), [str(one) for one in rows])
+        axes.set_xticks(range(len(columns)), [str(name) for name in columns])
+        axes.set_yticks(range(len(rows)), [str(name) for name in rows])
         axes.set(xlabel=column.replace("_", " "), ylabel=row.replace("_", " "))
         axes.set_title(title)
         axes.spines[:].set_visible(False)
@@ -229,14 +220,14 @@ def image_grid(
             height=(tall + 0.25 * bool(titles)) * lines + 0.3 * (masks + bool(title)),
             share=False,
         )
-        for place, one in enumerate(axes):
-            one.grid(visible=False)
-            one.set(xticks=[], yticks=[])
-            one.spines[:].set_visible(place < len(listed))
-            one.spines[:].set_color("#999999")
+        for place, panel in enumerate(axes):
+            panel.grid(visible=False)
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(place < len(listed))
+            panel.spines[:].set_color("#999999")
             if place < len(listed):
-                shown = one.imshow(listed[place].astype(float), interpolation="nearest", **scale)
-                one.set_title(titles[place] if titles else "", fontsize=9.5, loc="center")
+                shown = panel.imshow(listed[place].astype(float), interpolation="nearest", **scale)
+                panel.set_title(titles[place] if titles else "", fontsize=9.5, loc="center")
         if masks:
             note(figure, label or "Black: kept.")
         else:
@@ -253,10 +244,8 @@ def verdict_table(records: Iterable[Mapping[str, Any]]) -> Styler:
         low, high = record["ci"]
         sign = _VERDICTS[record["verdict"]][0]
         rows.append(
-            {
-                "id": record["id"],
-                "claim": record["claim"],
-                "statistic": record["statistic"],
+            {name: record[name] for name in ("id", "claim", "statistic")}
+            | {
                 "estimate": _number(record["estimate"]),
                 "95 % interval": "-" if low is None or high is None else f"{_number(low)} to {_number(high)}",
                 "margin": _number(record["margin"]),

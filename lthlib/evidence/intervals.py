@@ -54,7 +54,7 @@ def mean_interval(
         return Interval(estimate, estimate - half, estimate + half, n)
     from scipy.stats import bootstrap  # a second of start-up
 
-    found = bootstrap(
+    limits = bootstrap(
         (sample,),
         np.mean,
         n_resamples=resamples,
@@ -62,7 +62,7 @@ def mean_interval(
         method="BCa" if method == "bca" else "percentile",
         rng=np.random.default_rng(stream_seed(seed, "bootstrap")),
     ).confidence_interval
-    return Interval(estimate, float(found.low), float(found.high), n)
+    return Interval(estimate, float(limits.low), float(limits.high), n)
 
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray) -> Interval:
@@ -83,8 +83,8 @@ def rate_interval(successes: int, trials: int, method: Literal["wilson", "exact"
         return Interval(math.nan, math.nan, math.nan, 0)
     from scipy.stats import binomtest
 
-    found = binomtest(successes, trials).proportion_ci(1 - LEVEL, method=method)
-    return Interval(successes / trials, float(found.low), float(found.high), trials)
+    limits = binomtest(successes, trials).proportion_ci(1 - LEVEL, method=method)
+    return Interval(successes / trials, float(limits.low), float(limits.high), trials)
 
 
 @dataclass(frozen=True)

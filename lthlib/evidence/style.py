@@ -1,8 +1,9 @@
 """The look that all figures share: one colour, marker and line a name, the same across the book."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from io import BytesIO
 from textwrap import fill
 from typing import Any
@@ -17,6 +18,8 @@ from lthlib.errors import InputError, unknown
 from lthlib.evidence.intervals import Interval, mean_interval
 
 Replicates = Sequence[float] | np.ndarray | pd.Series
+Curve = Callable[[np.ndarray], np.ndarray]
+Look = tuple[str, str, str]  # colour, marker, line style
 
 LABELS = {
     "density": "density: weights kept, % (log scale)",
@@ -30,16 +33,8 @@ LABELS = {
 }
 
 # Okabe and Ito's palette ("Color Universal Design", 2008), its yellow darkened to be seen on white.
-BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK, OLIVE = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-    "#9A8700",
-)
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, RED, PINK, OLIVE = "#0072B2", "#D55E00", "#CC79A7", "#9A8700"
 GREY, BROWN, VIOLET = "#7A7A7A", "#7B4A12", "#5B3A8E"
 PALETTE = (BLUE, RED, GREEN, PINK, ORANGE, SKY, OLIVE, VIOLET, BROWN, GREY, BLACK)
 
@@ -92,11 +87,11 @@ class Chart(Figure):
 
     def savefig(self, fname: Any, *, dpi: Any = "figure", **options: Any) -> None:
         """Saves the figure as matplotlib does."""
-        engine, own = self.get_layout_engine(), self.dpi
+        engine, before = self.get_layout_engine(), self.dpi
         if engine is not None:
-            self.dpi = dpi if isinstance(dpi, int | float) else own
+            self.dpi = dpi if isinstance(dpi, int | float) else before
             engine.execute(self)
-            self.dpi = own
+            self.dpi = before
             self.set_layout_engine(None)
         super().savefig(fname, dpi=dpi, **options)
 
@@ -135,23 +130,25 @@ def style() -> Iterator[None]:
         yield
 
 
-def looks(names: Iterable[object]) -> dict[object, tuple[str, str, str]]:
-    """Colour, marker and line style of each name: fixed for the bases and arms of the book, else the next free ones."""
-    listed = list(dict.fromkeys(names))
-    found: dict[object, tuple[str, str, str]] = {}
+def looks(names: Iterable[object]) -> dict[object, Look]:
+    """Colour, marker and line style of each name: fixed for the bases and arms of the book, else the next free ones.
+
+    The names of a column are taken in the order of `ordered`.
+    """
+    listed = ordered(names) if isinstance(names, pd.Series) else list(dict.fromkeys(names))
+    look: dict[object, Look] = {}
     for name in listed:
         plain = str(name).lower().replace("_", " ").strip()
-        known = _NAMED.get(_ALIASES.get(plain, plain))
-        if known and known not in found.values():
-            found[name] = known
-    used = {colour for colour, _, _ in found.values()}
+        fixed = _NAMED.get(_ALIASES.get(plain, plain))
+        if fixed and fixed not in look.values():
+            look[name] = fixed
+    used, marked = ({taken[part] for taken in look.values()} for part in (0, 1))
     free = [colour for colour in PALETTE if colour not in used] or list(PALETTE)
-    marks = [marker for marker in _MARKERS if marker not in {taken for _, taken, _ in found.values()}] or _MARKERS
-    others = [name for name in listed if name not in found]
-    for place, name in enumerate(others):
+    marks = [marker for marker in _MARKERS if marker not in marked] or _MARKERS
+    for place, name in enumerate([name for name in listed if name not in look]):
         line = ("-", "--", ":")[place // len(free) % 3]
-        found[name] = (free[place % len(free)], marks[place % len(marks)], line)
-    return {name: found[name] for name in listed}
+        look[name] = (free[place % len(free)], marks[place % len(marks)], line)
+    return {name: look[name] for name in listed}
 
 
 def chart(
@@ -196,16 +193,13 @@ def per_replicate(rows: pd.DataFrame, value: str, replicate: str) -> np.ndarray:
     return rows.groupby(replicate, observed=True)[value].mean().dropna().to_numpy(float)
 
 
-def mean_points(
-    rows: pd.DataFrame, x: str, y: str, replicate: str, group: str | None = None
-) -> list[tuple[float, Interval]]:
-    """Mean x and the mean of y with its 95 % t interval over replicates, for each value of `group` (default x), by x.
-
-    Groups without a finite y are left out.
-    """
+def mean_points(rows: pd.DataFrame, x: str, y: str, replicate: str, group: str | None = None) -> pd.DataFrame:
+    """One row (at, estimate, low, high, n) a value of `group` (default x), by `at`, the mean x: the mean of y with its
+    95 % t interval over replicates. Groups without a finite y are left out."""
     parts = rows.groupby(group or x, observed=True)
-    points = [(float(part[x].mean()), mean_interval(per_replicate(part, y, replicate))) for _, part in parts]
-    return sorted((point for point in points if point[1].n), key=lambda point: point[0])
+    means = [(part[x].mean(), *astuple(mean_interval(per_replicate(part, y, replicate)))) for _, part in parts]
+    points = pd.DataFrame(means, columns=["at", "estimate", "low", "high", "n"], dtype=float).astype({"n": int})
+    return points[points["n"] > 0].sort_values("at", kind="stable")
 
 
 def caption(counts: set[int], replicate: str) -> str:
@@ -218,39 +212,72 @@ def caption(counts: set[int], replicate: str) -> str:
 def legend(figure: Chart, axes: Iterable[Axes], title: str) -> None:
     """One legend for all panels, beside the last: it never covers data."""
     entries: dict[str, Any] = {}
-    for one in axes:
-        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
-        figure.legend(
-            entries.values(), entries.keys(), loc="outside right upper", title=title.replace("_", " ") or None
-        )
+        name = title.replace("_", " ") or None
+        figure.legend(entries.values(), entries.keys(), loc="outside right upper", title=name)
+
+
+def finish(figure: Chart, axes: Iterable[Axes], hue: str, text: str, title: str = "") -> None:
+    """The legend under the name of `hue`, a caption, and a title over all panels where one is given."""
+    legend(figure, axes, hue)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left")
+    note(figure, text)
 
 
 def error_bars(
-    axes: Axes, points: list[tuple[float, Interval]], *, colour: str, marker: str, label: str, log: bool
-) -> None:
-    """Marks with their intervals at the given places."""
-    if not points:
-        return
-    at, middle = np.array([place for place, _ in points]), np.array([one.estimate for _, one in points])
-    low = np.nan_to_num(middle - np.array([one.low for _, one in points]))
-    high = np.nan_to_num(np.array([one.high for _, one in points]) - middle)
+    axes: Axes, points: pd.DataFrame, look: Look, label: object, *, log: bool = False, joined: float = 0.0
+) -> set[int]:
+    """Marks with their intervals at `mean_points`, joined by a line of a width (0: none); all n behind the points."""
+    if points.empty:
+        return set()
+    colour, marker, line = look
+    at, middle = points["at"].to_numpy(), points["estimate"].to_numpy()
+    low, high = (np.nan_to_num(half.to_numpy()) for half in (middle - points["low"], points["high"] - middle))
     # A limit at or below zero has no place on a log axis: the bar then ends just below the mark's decade.
     low = np.minimum(low, 0.9 * middle) if log else low
-    axes.errorbar(at, middle, yerr=[low, high], fmt=marker, color=colour, capsize=2.5, elinewidth=1.3, label=label)
+    bars: dict[str, Any] = {"fmt": marker, "color": colour, "capsize": 2.5, "elinewidth": 1.3, "label": str(label)}
+    axes.errorbar(at, middle, yerr=[low, high], **bars)
+    if joined:
+        axes.plot(at, middle, line, color=colour, linewidth=joined)
+    return set(points["n"])
+
+
+def mean_line(
+    axes: Axes, points: pd.DataFrame, look: Look, label: object, *, markers: bool = True, shade: float = 0.18
+) -> set[int]:
+    """A line through `mean_points` in the band of their intervals, `shade` its opacity (0: none); all n behind them."""
+    if points.empty:
+        return set()
+    colour, marker, line = look
+    marker = marker if markers else ""
+    axes.plot(points["at"], points["estimate"], color=colour, marker=marker, linestyle=line, label=str(label))
+    if shade:
+        axes.fill_between(points["at"], points["low"], points["high"], color=colour, alpha=shade, linewidth=0)
+    return set(points["n"])
+
+
+def theory_lines(
+    axes: Axes, theory: Mapping[str, Curve] | None, look: Mapping[object, Look], at: np.ndarray, named: str, dashes: str
+) -> None:
+    """Functions of x at the places `at`: one called like a name of `look` in its colour and the dash `named`."""
+    colours = {str(name): colour for name, (colour, _, _) in look.items()}
+    styles = dashes.split()
+    for place, (label, curve) in enumerate((theory or {}).items()):
+        dash = named if label in colours else styles[place % len(styles)]
+        axes.plot(
+            at, curve(at), color=colours.get(label, "#555555"), linestyle=dash, linewidth=1.3, zorder=1,
+            label=f"theory: {label}",
+        )  # fmt: skip
 
 
 def band(axes: Axes, interval: Interval, label: str, vertical: bool = False) -> None:
     """The dense baseline: a dashed line in its 95 % band."""
     line, span = (axes.axvline, axes.axvspan) if vertical else (axes.axhline, axes.axhspan)
-    line(
-        interval.estimate,
-        color=BLACK,
-        linewidth=1.1,
-        linestyle=(0, (5, 3)),
-        label=f"{label} (n = {interval.n})",
-        zorder=1,
-    )
+    label = f"{label} (n = {interval.n})"
+    line(interval.estimate, color=BLACK, linewidth=1.1, linestyle=(0, (5, 3)), label=label, zorder=1)
     if not math.isnan(interval.low):
         span(interval.low, interval.high, color=BLACK, alpha=0.12, linewidth=0, zorder=0)

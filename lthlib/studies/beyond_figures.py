@@ -9,18 +9,16 @@ from lthlib.evidence.style import (
     caption,
     chart,
     error_bars,
-    legend,
+    finish,
     looks,
     mean_points,
     need,
-    note,
-    ordered,
     parts_by,
     style,
 )
 
 
-def frontier(rows: pd.DataFrame, best: pd.DataFrame, *, replicate: str = "seed", title: str = "") -> Chart:
+def frontier_panels(rows: pd.DataFrame, best: pd.DataFrame, *, replicate: str = "seed", title: str = "") -> Chart:
     """Test error of every finder and density, mean and 95 % t interval, against the share of weights kept and against
     training FLOPs; those on the frontier of all three are ringed. All axes are logarithmic, the better end above.
 
@@ -35,16 +33,12 @@ def frontier(rows: pd.DataFrame, best: pd.DataFrame, *, replicate: str = "seed",
     )
     with style():
         figure, panels = chart(columns=2, width=10.4, height=4.6)
-        look, counts = looks(ordered(rows["finder"])), set()
+        look = looks(rows["finder"])
+        counts: set[int] = set()
         for axes, x in zip(panels, ("share", "flops"), strict=True):
             for name, part in parts_by(named, "finder"):
                 points = mean_points(part, x, "error", replicate, "asked")
-                colour, marker, line = look[name]
-                error_bars(axes, points, colour=colour, marker=marker, label=str(name), log=True)
-                axes.plot(
-                    [at for at, _ in points], [one.estimate for _, one in points], line, color=colour, linewidth=1.2
-                )
-                counts |= {one.n for _, one in points}
+                counts |= error_bars(axes, points, look[name], name, log=True, joined=1.2)
             axes.plot(
                 ringed[x], ringed["error"], "o", markersize=13, markerfacecolor="none", markeredgecolor=BLACK,
                 markeredgewidth=0.9, linestyle="none", label="on the frontier",
@@ -61,7 +55,6 @@ def frontier(rows: pd.DataFrame, best: pd.DataFrame, *, replicate: str = "seed",
         panels[0].set(xlabel="weights kept, % of the network's (log scale)", ylabel="test error, % (log scale)")
         panels[1].set_xlabel("training FLOPs, layers weighed by density (log scale)")
         panels[0].set_title(title)
-        legend(figure, panels, "")
         below = " Ringed: no other mean is as accurate with no more weights and no more FLOPs."
-        note(figure, caption(counts, replicate) + below)
+        finish(figure, panels, "", caption(counts, replicate) + below)
     return figure

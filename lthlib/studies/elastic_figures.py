@@ -8,7 +8,6 @@ from matplotlib.ticker import MaxNLocator
 
 from lthlib.elastic import StageMap
 from lthlib.errors import InputError
-from lthlib.evidence.intervals import mean_interval
 from lthlib.evidence.style import (
     BLACK,
     PALETTE,
@@ -16,14 +15,13 @@ from lthlib.evidence.style import (
     caption,
     chart,
     error_bars,
-    legend,
+    finish,
     looks,
+    mean_line,
     mean_points,
     need,
     note,
-    ordered,
     parts_by,
-    per_replicate,
     style,
 )
 
@@ -64,23 +62,17 @@ def cost_curve(
     need(rows, "targets", y, route, replicate)
     with style():
         figure, (axes,) = chart()
-        look = looks(ordered(rows[route]))
-        counts = set()
+        look = looks(rows[route])
+        counts: set[int] = set()
         for name, part in parts_by(rows, route):
-            groups = mean_points(part, "targets", y, replicate)
-            counts |= {one.n for _, one in groups}
-            colour, marker, line = look[name]
-            axes.plot(
-                [at for at, _ in groups], [one.estimate for _, one in groups],
-                color=colour, marker=marker, linestyle=line, label=str(name),
-            )  # fmt: skip
+            counts |= mean_line(axes, mean_points(part, "targets", y, replicate), look[name], name, shade=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         weighed = "weighed by density" if y == "sparse" else "dense products"
         axes.set(xlabel="number of target depths", ylabel=f"training FLOPs, {weighed}")
         axes.set_title(title)
-        legend(figure, [axes], route)
-        note(figure, f"{caption(counts, replicate)} Seeds hardly differ: intervals are narrower than the lines.")
+        below = " Seeds hardly differ: intervals are narrower than the lines."
+        finish(figure, [axes], route, caption(counts, replicate) + below)
     return figure
 
 
@@ -95,31 +87,17 @@ def cost_scatter(
     with style():
         parts = parts_by(rows, panel)
         figure, axes = chart(columns=len(parts), width=1.6 + 2.9 * len(parts))
-        look, counts = looks(ordered(rows[arm])), set()
-        for one, (name, part) in zip(axes, parts, strict=True):
-            for label, some in parts_by(part, arm):
-                found = mean_interval(per_replicate(some, "accuracy", replicate))
-                counts.add(found.n)
-                colour, marker, _ = look[label]
-                error_bars(
-                    one,
-                    [(float(some["flops"].mean()), found)],
-                    colour=colour,
-                    marker=marker,
-                    label=str(label),
-                    log=False,
-                )
-            one.set_xlim(left=0)
-            one.xaxis.set_major_locator(MaxNLocator(4))
-            one.set_title(str(name))
-            one.set_xlabel("training FLOPs")
+        look = looks(rows[arm])
+        counts: set[int] = set()
+        for plot, (target, part) in zip(axes, parts, strict=True):
+            for name, runs in parts_by(part.assign(whole=True), arm):
+                counts |= error_bars(plot, mean_points(runs, "flops", "accuracy", replicate, "whole"), look[name], name)
+            plot.set_xlim(left=0)
+            plot.xaxis.set_major_locator(MaxNLocator(4))
+            plot.set(title=str(target), xlabel="training FLOPs")
         axes[0].set_ylabel("test accuracy (%)")
-        legend(figure, axes, arm)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left")
-        note(
-            figure, f"{caption(counts, replicate)} FLOPs weighed by density; elastic tickets share their source's IMP."
-        )
+        below = " FLOPs weighed by density; elastic tickets share their source's IMP."
+        finish(figure, axes, arm, caption(counts, replicate) + below, title)
     return figure
 
 
@@ -134,28 +112,16 @@ def accuracy_along_lines(
     with style():
         parts = parts_by(rows, panel)
         figure, axes = chart(columns=len(parts), width=1.6 + 3.6 * len(parts))
-        look = looks(ordered(rows[path]))
-        counts = set()
-        for one, (kind, part) in zip(axes, parts, strict=True):
+        look = looks(rows[path])
+        counts: set[int] = set()
+        for plot, (kind, part) in zip(axes, parts, strict=True):
             for name, line in parts_by(part, path):
                 points = mean_points(line, "alpha", "accuracy", replicate)
-                counts |= {found.n for _, found in points}
-                colour, marker, dash = look[name]
-                at = [where for where, _ in points]
-                one.plot(
-                    at, [found.estimate for _, found in points],
-                    color=colour, marker=marker, linestyle=dash, label=str(name),
-                )  # fmt: skip
-                low, high = ([getattr(found, side) for _, found in points] for side in ("low", "high"))
-                one.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-            one.set_title(f"BatchNorm statistics {kind}")
-            one.set_xlabel(r"$\alpha$, from one training to the other")
+                counts |= mean_line(plot, points, look[name], name, shade=0.15)
+            plot.set(title=f"BatchNorm statistics {kind}", xlabel=r"$\alpha$, from one training to the other")
         axes[0].set_ylabel("validation accuracy (%)")
         axes[0].set_ylim(max(0, axes[0].get_ylim()[0]), 101)
-        legend(figure, axes, path)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left")
-        note(figure, caption(counts, replicate))
+        finish(figure, axes, path, caption(counts, replicate), title)
     return figure
 
 
@@ -168,7 +134,7 @@ def density_drift(rows: pd.DataFrame, *, replicate: str = "seed", title: str = "
     need(rows, "drift", "predicted", "pair", replicate)
     with style():
         figure, (axes,) = chart()
-        look = looks(ordered(rows["pair"]))
+        look = looks(rows["pair"])
         both = 100 * rows[["drift", "predicted"]]
         low, high = float(both.min().min()), float(both.max().max())
         room = 0.05 * (high - low or 1)
@@ -181,6 +147,6 @@ def density_drift(rows: pd.DataFrame, *, replicate: str = "seed", title: str = "
             )  # fmt: skip
         axes.set(xlabel="predicted drift of density (points)", ylabel="drift of density (points)")
         axes.set_title(title)
-        legend(figure, [axes], "pair")
-        note(figure, f"One mark a level and {replicate}, n = {rows[replicate].nunique()} {replicate}s.")
+        n = rows[replicate].nunique()
+        finish(figure, [axes], "pair", f"One mark a level and {replicate}, n = {n} {replicate}s.")
     return figure

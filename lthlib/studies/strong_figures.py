@@ -1,6 +1,6 @@
 """Figures of strong tickets: laws of subset sums over measured points, transitions, and accuracy against density."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,24 +11,23 @@ from lthlib.evidence.intervals import mean_interval
 from lthlib.evidence.style import (
     LABELS,
     Chart,
+    Curve,
     Replicates,
     band,
     caption,
     chart,
     error_bars,
-    legend,
+    finish,
     looks,
     mean_points,
     need,
     note,
-    ordered,
     parts_by,
     style,
+    theory_lines,
 )
 
 __all__ = ["accuracy_against_density", "scaling", "size_map", "transition"]
-
-Curve = Callable[[np.ndarray], np.ndarray]
 
 
 def scaling(
@@ -52,22 +51,17 @@ def scaling(
     with style():
         figure, (axes,) = chart()
         missing, counts = _lines(axes, frame, x, y, hue, replicate, y_log)
-        look = looks(ordered(frame[hue]))
         low, high = float(frame[x].min()), float(frame[x].max())
-        grid = np.geomspace(low, high, 200) if x_log else np.linspace(low, high, 200)
-        dashes = (":", "--", "-.")
-        for place, (label, curve) in enumerate((theory or {}).items()):
-            own = next((look[name][0] for name in look if str(name) == label), "")
-            shade, dash = own or "#555555", dashes[0] if own else dashes[place % 3]
-            axes.plot(grid, curve(grid), color=shade, linestyle=dash, linewidth=1.3, zorder=1, label=f"theory: {label}")
+        at = np.geomspace(low, high, 200) if x_log else np.linspace(low, high, 200)
+        theory_lines(axes, theory, looks(frame[hue]), at, ":", ": -- -.")
         axes.set(xlabel=x_label or LABELS.get(x, x), ylabel=y_label or LABELS.get(y, y))
         if x_log:
             axes.set_xscale("log")
         if y_log:
             axes.set_yscale("log")
         axes.set_title(title)
-        legend(figure, [axes], hue)
-        note(figure, caption(counts, "replicate") + (f" {missing} means are left out." if missing else ""))
+        left_out = f" {missing} means are left out." if missing else ""
+        finish(figure, [axes], hue, caption(counts, "replicate") + left_out)
     return figure
 
 
@@ -94,8 +88,8 @@ def transition(
             axes.set_xlabel(label)
             axes.set_xlim(0, 3 if column == "ratio" else None)
         panels[0].set(ylabel="share of targets reached", title=title)
-        legend(figure, panels, "")
-        note(figure, caption(counts, "replicate") + f" Dotted: {100 * level:g} %, where widths are read off.")
+        below = f" Dotted: {100 * level:g} %, where widths are read off."
+        finish(figure, panels, "", caption(counts, "replicate") + below)
     return figure
 
 
@@ -156,15 +150,11 @@ def accuracy_against_density(
     rows = frame.assign(at=frame[group] if group else _grouped(frame, hue))
     with style():
         figure, (axes,) = chart(width=8.4, height=4.6)
-        look = looks(ordered(frame[hue]))
-        counts = set()
+        look = looks(frame[hue])
+        counts: set[int] = set()
         for name, part in parts_by(rows, hue):
-            colour, mark, dash = look[name]
             points = mean_points(part, "density", value, replicate, "at")
-            counts |= {one.n for _, one in points}
-            error_bars(axes, points, colour=colour, marker=mark, label=str(name), log=log)
-            if name in lines:
-                axes.plot([x for x, _ in points], [one.estimate for _, one in points], dash, color=colour)
+            counts |= error_bars(axes, points, look[name], name, log=log, joined=1.7 * (name in lines))
         if dense is not None:
             band(axes, mean_interval(np.asarray(dense, float)), "trained target")
         if log:
@@ -172,8 +162,7 @@ def accuracy_against_density(
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
         axes.set(xlabel=LABELS["density"], ylabel=label or LABELS.get(value, value), title=title)
-        legend(figure, [axes], "")
-        note(figure, caption(counts, "replicate"))
+        finish(figure, [axes], "", caption(counts, "replicate"))
     return figure
 
 
@@ -191,16 +180,14 @@ def _grouped(frame: pd.DataFrame, hue: str) -> pd.Series:
 def _lines(
     axes: Axes, frame: pd.DataFrame, x: str, y: str, hue: str, replicate: str, log: bool, before: str = ""
 ) -> tuple[int, set[int]]:
-    look, missing, counts = looks(ordered(frame[hue])), 0, set()
+    look, missing = looks(frame[hue]), 0
+    counts: set[int] = set()
     for name, part in parts_by(frame, hue):
-        found = mean_points(part, x, y, replicate)
-        shown = [(at, one) for at, one in found if np.isfinite(one.estimate) and (not log or one.estimate > 0)]
+        points = mean_points(part, x, y, replicate)
+        shown = points[np.isfinite(points["estimate"]) & ((points["estimate"] > 0) | (not log))]
         missing += part[x].nunique() - len(shown)
-        counts |= {one.n for _, one in shown}
-        colour, mark, dash = look[name]
         label = f"{before}{name:g}" if isinstance(name, float) else f"{before}{name}"
-        error_bars(axes, shown, colour=colour, marker=mark, label=label, log=log)
-        axes.plot([at for at, _ in shown], [one.estimate for _, one in shown], dash, color=colour, linewidth=1.0)
+        counts |= error_bars(axes, shown, look[name], label, log=log, joined=1.0)
     return missing, counts
 
 

@@ -6,7 +6,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lthlib.evidence.style import BLACK, BLUE, GREY, RED, Chart, chart, looks, need, note, ordered, parts_by, style
+from lthlib.evidence.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    RED,
+    Chart,
+    chart,
+    looks,
+    mean_line,
+    need,
+    note,
+    ordered,
+    parts_by,
+    style,
+)
 from lthlib.theory.universal import piecewise_linear as lines
 from lthlib.theory.universal.chains import live_part, run_chain
 from lthlib.theory.universal.construct import Design
@@ -16,7 +30,9 @@ from lthlib.theory.universal.univariate import BlockPruning, univariate_block
 Array = np.ndarray[Any, Any]
 
 
-def blocks(functions: Sequence[tuple[UnivariateFunction, int, float]], seed: int = 0, points: int = 2001) -> Chart:
+def block_errors(
+    functions: Sequence[tuple[UnivariateFunction, int, float]], seed: int = 0, points: int = 2001
+) -> Chart:
     """Each function with the block found for it (pieces, tolerance) above its error: effective net and masked source.
 
     The effective net is the sum of ramps read off the achieved parameters; the masked source runs every unit. Knots are
@@ -70,14 +86,11 @@ def error_against_knots(functions: Sequence[UnivariateFunction], pieces: Sequenc
             axes[place].set_xticks([], minor=True)
         axes[0].set_ylabel("supremum error")
         axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        note(
-            figure,
-            "Exact arithmetic, hence no intervals. The logarithm's knots weight its errors by y.",
-        )
+        note(figure, "Exact arithmetic, hence no intervals. The logarithm's knots weight its errors by y.")
     return figure
 
 
-def frontier(
+def error_against_parameters(
     rows: pd.DataFrame, marks: Mapping[str, tuple[float, float]], goals: Mapping[str, tuple[float, float]]
 ) -> Chart:
     """Supremum error against kept parameters: small dots are sources, large ones medians, one panel a ticket.
@@ -88,15 +101,13 @@ def frontier(
     with style():
         tickets = ordered(rows["ticket"])
         figure, axes = chart(1, len(tickets), width=4.6 * len(tickets) + 1.4, height=4.2, share=False)
-        look = looks(ordered(rows["tolerance"]))
+        look = looks(rows["tolerance"])
         for place, (ticket, part) in enumerate(parts_by(rows, "ticket")):
-            for tolerance, some in parts_by(part, "tolerance"):
+            for tolerance, sources in parts_by(part, "tolerance"):
                 colour, marker, _ = look[tolerance]
-                axes[place].plot(some["kept"], some["sup"], ".", color=colour, alpha=0.3, markersize=4)
-                middle = some.groupby("size")[["kept", "sup"]].median()
-                axes[place].plot(
-                    middle["kept"], middle["sup"], marker=marker, color=colour, label=f"tolerance {tolerance:g}"
-                )
+                axes[place].plot(sources["kept"], sources["sup"], ".", color=colour, alpha=0.3, markersize=4)
+                middle, label = sources.groupby("size")[["kept", "sup"]].median(), f"tolerance {tolerance:g}"
+                axes[place].plot(middle["kept"], middle["sup"], marker=marker, color=colour, label=label)
             axes[place].plot(*marks[ticket], "*", color=RED, markersize=13, label="release (one source)")
             most, error = goals[ticket]
             axes[place].axvline(most, color=BLACK, linestyle=":", linewidth=1)
@@ -120,15 +131,12 @@ def success(rows: pd.DataFrame) -> Chart:
     need(rows, "eps", "width", "success")
     with style():
         figure, (axes,) = chart()
-        look = looks(ordered(rows["eps"]))
+        look = looks(rows["eps"])
         for eps, part in parts_by(rows, "eps"):
             counts = part.groupby("width")["success"].agg(["sum", "count"])
-            found = [rate_interval(int(hits), int(n)) for hits, n in counts.itertuples(index=False)]
+            rates = pd.DataFrame(rate_interval(int(hits), int(n)) for hits, n in counts.itertuples(index=False))
             colour, marker, _ = look[eps]
-            axes.plot(counts.index, [one.estimate for one in found], marker=marker, color=colour, label=f"{eps:g}")
-            axes.fill_between(
-                counts.index, [one.low for one in found], [one.high for one in found], color=colour, alpha=0.15, lw=0
-            )
+            mean_line(axes, rates.assign(at=counts.index), (colour, marker, "-"), f"{eps:g}", shade=0.15)
         axes.set(xlabel="candidates for each target parameter", ylabel="share of sources that succeed")
         axes.legend(title="tolerance")
         note(figure, f"Bands: 95 % Wilson intervals, n = {int(counts['count'].min())} sources.")

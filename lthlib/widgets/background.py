@@ -38,13 +38,7 @@ class Watch:
         return False
 
     def masks(
-        self,
-        masks: State,
-        coefficients: State,
-        gradients: State | None,
-        done: int,
-        total: int,
-        seed: int,
+        self, masks: State, coefficients: State, gradients: State | None, done: int, total: int, seed: int
     ) -> State:
         """The masks as they are."""
         return masks
@@ -77,11 +71,7 @@ class Background:
         """Whether a job is under way."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(
-        self,
-        work: Callable[[Event], object],
-        ended: Callable[[object, BaseException | None], None],
-    ) -> bool:
+    def start(self, work: Callable[[Event], object], ended: Callable[[object, BaseException | None], None]) -> bool:
         """Runs `work(stop)`, then `ended(value, None)` or `ended(None, error)`; False where a job is under way."""
         if self.running:
             return False
@@ -92,8 +82,8 @@ class Background:
             error: BaseException | None = None
             try:
                 value = work(stop)
-            except BaseException as found:
-                error = found
+            except BaseException as failure:
+                error = failure
             ended(value, error)
 
         self._thread = Thread(target=run, name="lth-explorer", daemon=True)

@@ -7,32 +7,125 @@ from typing import Any
 
 import ipywidgets as controls
 import numpy as np
+import torch
 from matplotlib.artist import Artist
 from matplotlib.figure import FigureBase
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
+from lthlib.axes import given_axis
 from lthlib.basis import Kronecker, energy_curve
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
 from lthlib.evidence.style import BLACK, BLUE, GREY, RED
+from lthlib.masks.topk import keep_top
 from lthlib.ticket import bases_for
 from lthlib.training.loop import Trained
 from lthlib.training.recipe import Recipe
-from lthlib.widgets import loaded, rotation
+from lthlib.widgets import loaded
 from lthlib.widgets.explorer import Explorer, density_slider, dropdown, slider
-from lthlib.widgets.loaded import Loaded, initial
-from lthlib.widgets.scene import Move, coarse, picture_axes, shared
-from lthlib.widgets.ticket_views import RULES, filters
+from lthlib.widgets.loaded import RULES, Loaded, fitting, initial
+from lthlib.widgets.scene import Move, coarse, filters, picture, shared
 
 SIZE = (10.8, 3.6)
 WEIGHTS = ("trained", "initial", "training delta")
 POINTS = 80  # of an energy curve
 
 
+# ---------------------------------------------------------- paths of orthonormal matrices, from the identity to a basis
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    r"""A path from the identity to an orthonormal matrix of determinant 1, $B=Q\,\mathrm{diag}(R(\varphi_k))\,Q^\top$
+    (real Schur form): $B(t)=Q\,\mathrm{diag}(R(t\varphi_k))\,Q^\top$, the shortest from $I$ to $B$.
+
+    Planes (columns `first[k]`, `second[k]` of `q`, (n, n) float64) that turn by `angles[k]` radians.
+    """
+
+    q: Array
+    first: Array
+    second: Array
+    angles: Array
+
+    def at(self, t: float) -> Array:
+        """The orthonormal matrix (n, n) at t: the identity at 0, the basis at 1."""
+        cosine, sine = np.cos(t * self.angles)[:, None], np.sin(t * self.angles)[:, None]
+        turned = self.q.T.copy()
+        x, y = self.q.T[self.first], self.q.T[self.second]
+        turned[self.first], turned[self.second] = cosine * x + sine * y, cosine * y - sine * x
+        return self.q @ turned
+
+
+def rotation(matrix: Array) -> Rotation:
+    """The shortest path from the identity to an orthonormal matrix (n, n).
+
+    A matrix of determinant -1 cannot be reached: its last row is taken with the other sign, which changes the sign of
+    one coefficient and no mask. Raises InputError where the matrix is not orthonormal to 1e-9.
+    """
+    from scipy.linalg import schur
+
+    matrix = np.array(matrix, float)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise InputError(f"a rotation is a square matrix, not one of shape {matrix.shape}")
+    error = float(np.abs(matrix @ matrix.T - np.eye(len(matrix))).max())
+    if not error < 1e-9:
+        raise InputError(f"a rotation has orthonormal rows, but its B B^T is off the identity by {error:.1e}")
+    if np.linalg.slogdet(matrix)[0] < 0:
+        matrix[-1] *= -1
+    blocks, q = schur(matrix, output="real")
+    first, second, angles, reflected = [], [], [], []
+    place = 0
+    while place < len(matrix):
+        if place + 1 < len(matrix) and abs(blocks[place + 1, place]) > 1e-10:
+            first.append(place)
+            second.append(place + 1)
+            angles.append(np.arctan2(blocks[place, place + 1], blocks[place, place]))
+            place += 2
+        else:
+            # Eigenvalues -1 come in pairs, and a pair is half a turn.
+            if blocks[place, place] < 0:
+                reflected.append(place)
+            place += 1
+    first += reflected[0::2]
+    second += reflected[1::2]
+    angles += [np.pi] * (len(reflected) // 2)
+    return Rotation(q, np.array(first, int), np.array(second, int), np.array(angles, float))
+
+
+def rotations(basis: Kronecker) -> list[Rotation | None]:
+    """The path of each axis of a basis; None where the axis stays as it is."""
+    return [None if axis is None else rotation(axis.matrix(torch.float64).numpy()) for axis in basis.axes]
+
+
+def partway(basis: Kronecker, along: list[Rotation | None], t: float) -> Kronecker:
+    """The basis at t of the way from canonical (0) to `basis` (1), `along` the paths of its axes."""
+    axes = tuple(
+        None if axis is None or way is None else given_axis(torch.from_numpy(way.at(t)), axis.span)
+        for axis, way in zip(basis.axes, along, strict=True)
+    )
+    return Kronecker(f"{basis.name} at {t:g}", axes)
+
+
+def largest(coefficients: Tensor, share: float) -> Tensor:
+    """Coefficients with all but the round(share n) largest set to 0 (at least one stays); ties go to the lower index.
+
+    Raises InputError unless 0 < share <= 1.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"a share of coefficients lies in (0, 1], not at {share}")
+    kept = keep_top({"layer": coefficients.abs()}, max(1, round(share * coefficients.numel())))
+    return coefficients * kept["layer"]
+
+
+# ---------------------------------------------------------------------------------------------------- the explorer
+
+
 @dataclass(frozen=True)
 class BasisFacts:
-    """One layer's energy curves: `canonical`, `now` (on the way) and `there` (in the basis) at `fractions`; pictures.
+    """One layer's energy curves: `canonical`, `now` (on the way) and `target` (in the basis) at `fractions`; pictures.
 
     `share` is the energy in the largest `density` of the coefficients now; both in [0, 1].
     """
@@ -43,7 +136,7 @@ class BasisFacts:
     fractions: np.ndarray
     canonical: np.ndarray
     now: np.ndarray
-    there: np.ndarray
+    target: np.ndarray
     share: float
     coefficients: np.ndarray
     weights: np.ndarray
@@ -58,28 +151,16 @@ class Turns:
     source: Loaded
     _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
-    @property
-    def layers(self) -> list[str]:
-        """The prunable tensors."""
-        return list(self.source.dense[0].ticket.masks)
-
     def rules(self) -> list[str]:
         """Bases of these networks that act axis by axis, so that they can be turned to."""
-        fit = []
-        for rule in RULES[1:]:
-            try:
-                self.chosen(self.source.seeds[0], rule, self.layers[0])
-                fit.append(rule)
-            except InputError:  # needs an image or even sizes
-                continue
-        return fit
+        return fitting(RULES[1:], lambda rule: self.chosen(self.source.seeds[0], rule, self.source.layers[0]))
 
     def weight(self, seed: int, kind: str, layer: str) -> Tensor:
         """One layer's weights, float64: trained, initial, or what training changed."""
         if kind not in WEIGHTS:
             raise unknown("kind of weights", kind, WEIGHTS)
-        if layer not in self.layers:
-            raise unknown("layer", layer, self.layers)
+        if layer not in self.source.layers:
+            raise unknown("layer", layer, self.source.layers)
         run = self.source.run(seed)
         trained, start = (ticket.coefficients[layer].double() for ticket in (run.ticket, initial(run)))
         return {"trained": trained, "initial": start, "training delta": trained - start}[kind]
@@ -89,17 +170,17 @@ class Turns:
         if (seed, rule) not in self._kept:
             run = self.source.run(seed)
             self._kept[seed, rule] = bases_for(run.ticket, rule, seed, run.ticket.weights())
-        found = self._kept[seed, rule][layer]
-        if not isinstance(found, Kronecker):
+        basis = self._kept[seed, rule][layer]
+        if not isinstance(basis, Kronecker):
             raise InputError(f"basis {rule!r} is no product over axes, so that nothing turns into it by degrees")
-        return found
+        return basis
 
-    def basis(self, seed: int, rule: str, layer: str) -> tuple[Kronecker, list[rotation.Path | None]]:
+    def basis(self, seed: int, rule: str, layer: str) -> tuple[Kronecker, list[Rotation | None]]:
         """A layer's basis and the paths of its axes."""
         key = (seed, rule, layer)
         if key not in self._kept:
-            found = self.chosen(seed, rule, layer)
-            self._kept[key] = found, rotation.paths(found)
+            target = self.chosen(seed, rule, layer)
+            self._kept[key] = target, rotations(target)
         return self._kept[key]
 
 
@@ -115,9 +196,9 @@ def basis_facts(
         raise InputError(f"turn {turn} is not between 0 (canonical) and 1 (the basis)")
     weight = turns.weight(seed, weights, layer)
     target, along = turns.basis(seed, basis, layer)
-    half = rotation.partway(target, along, turn)
+    half = partway(target, along, turn)
     coefficients = half.analyse(weight)
-    rebuilt = half.synthesise(rotation.largest(coefficients, density))
+    rebuilt = half.synthesise(largest(coefficients, density))
     fractions, curves = None, []
     for values in (weight, coefficients, target.analyse(weight)):
         at, energy = energy_curve([values])
@@ -140,7 +221,7 @@ def basis_facts(
         fractions=fractions,
         canonical=curves[0],
         now=curves[1],
-        there=curves[2],
+        target=curves[2],
         share=shares[1],
         coefficients=coarse(_flat(coefficients.abs()), 100),
         weights=filters(weight.numpy(), shape),
@@ -161,18 +242,17 @@ def draw_basis(figure: FigureBase, facts: BasisFacts) -> Move:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
     axes.minorticks_off()
     axes.plot(facts.fractions, facts.canonical, color=BLACK, linestyle="--", label="canonical")
-    axes.plot(facts.fractions, facts.there, color=GREY, linestyle=":", label=facts.title)
+    axes.plot(facts.fractions, facts.target, color=GREY, linestyle=":", label=facts.title)
     axes.set(xlabel="largest coefficients, % of all (log)", ylabel="energy they hold, %")
     axes.set_title("Energy compaction")
     (curve,) = axes.plot([], [], color=BLUE, linewidth=2.2, label="on the way")
     (mark,) = axes.plot([], [], "o", mfc="none", mec=RED, mew=2, ms=9)
     axes.legend(loc="upper left", fontsize=8)
-    left = picture_axes(figure, (0.42, 0.08, 0.18, 0.74), "magnitude of coefficients")
-    magnitudes = left.imshow(facts.coefficients, cmap="gray_r", interpolation="nearest", aspect="auto", vmin=0)
-    extent = float(np.nanmax(np.abs(facts.weights))) or 1.0
-    scale: dict[str, Any] = {"cmap": "PuOr", "vmin": -extent, "vmax": extent, "interpolation": "nearest"}
-    picture_axes(figure, (0.63, 0.08, 0.17, 0.74), "weights").imshow(facts.weights, **scale)
-    rebuilt = picture_axes(figure, (0.82, 0.08, 0.17, 0.74), "from the largest").imshow(facts.rebuilt, **scale)
+    magnitudes = picture(
+        figure, (0.42, 0.08, 0.18, 0.74), "magnitude of coefficients", facts.coefficients, aspect="auto", vmin=0
+    )
+    picture(figure, (0.63, 0.08, 0.17, 0.74), "weights", facts.weights, facts.weights)
+    rebuilt = picture(figure, (0.82, 0.08, 0.17, 0.74), "from the largest", facts.rebuilt, facts.weights)
 
     def move(now: BasisFacts) -> Sequence[Artist]:
         curve.set_data(now.fractions, now.now)
@@ -203,14 +283,8 @@ class BasisExplorer(Explorer):
         if not rules:
             raise InputError(f"no basis but the canonical one fits {self.turns.source.dense[0].ticket.architecture}")
         self.first = "svd" if "svd" in rules else rules[0]
-        first = {
-            "basis": self.first,
-            "turn": 1.0,
-            "layer": self.turns.layers[0],
-            "weights": "trained",
-            "density": 0.1,
-            "seed": self.turns.source.seeds[0],
-        }
+        seed, layer = self.turns.source.seeds[0], self.turns.source.layers[0]
+        first = {"basis": self.first, "layer": layer, "weights": "trained", "density": 0.1, "seed": seed}
         examples = shared(first, {"turn": 0.0}, {"turn": 0.5}, {"turn": 1.0})
         super().__init__("Basis explorer", self._controls, self._facts, draw_basis, SIZE, examples)
 
@@ -227,7 +301,7 @@ class BasisExplorer(Explorer):
             "turn": slider("turn to basis", 0, 1, 1, 0.05),
             "basis": dropdown("basis", self.turns.rules(), self.first),
             "density": density_slider(),
-            "layer": dropdown("layer", self.turns.layers),
+            "layer": dropdown("layer", self.turns.source.layers),
             "weights": dropdown("weights", WEIGHTS),
             "seed": dropdown("seed", self.turns.source.seeds),
         }

@@ -18,7 +18,7 @@ from matplotlib.figure import FigureBase
 from lthlib.errors import InputError, unknown
 from lthlib.evidence.results import VERDICTS, output_folder, read_claims, read_metrics
 from lthlib.evidence.style import BLACK, BLUE
-from lthlib.widgets.explorer import Explorer, dropdown, labelled, whole_slider
+from lthlib.widgets.explorer import Explorer, dropdown, text_field, whole_slider
 from lthlib.widgets.scene import Move, shared
 
 SIZE = (10.8, 3.9)
@@ -85,8 +85,8 @@ def claim_facts(
         and run in (EVERY, run_of(record))
         and all(word in f"{record['id']} {record['claim']} {record['source']}".lower() for word in words)
     ]
-    found = Counter((record["verdict"], run_of(record)) for record in passed)
-    counts = {kind: tuple(found[kind, one] for one in runs) for kind in VERDICTS}
+    tally = Counter((record["verdict"], run_of(record)) for record in passed)
+    counts = {kind: tuple(tally[kind, name] for name in runs) for kind in VERDICTS}
     chosen = next((record for record in passed if key_of(record) == claim), passed[0] if passed else None)
     totals = ", ".join(f"{sum(counts[kind])} {kind}" for kind in VERDICTS)
     readout = f"{len(passed)} of {len(records)} claims: {totals}"
@@ -135,7 +135,7 @@ def draw_claims(figure: FigureBase, facts: ClaimFacts) -> Move:
         zero.set_data(*(([at["zero"]] * 2, [-1, 1]) if at else ([], [])))
         bar.set_data(*(([at["low"], at["high"]], [0, 0]) if "low" in at else ([], [])))
         dot.set_data(*(([at["estimate"]], [0]) if at else ([], [])))
-        return (*(one for kind in VERDICTS for one in bars[kind]), text, zero, bar, dot)
+        return (*(line for kind in VERDICTS for line in bars[kind]), text, zero, bar, dot)
 
     return move
 
@@ -218,11 +218,10 @@ class ClaimsBoard(Explorer):
 
     def _controls(self) -> dict[str, controls.Widget]:
         facts = claim_facts(self.records)
-        more: dict[str, Any] = labelled("search")
         return {
             "verdict": dropdown("verdict", (EVERY, *VERDICTS)),
             "run": dropdown("run", (EVERY, *facts.runs)),
-            "search": controls.Text(value="", **more),
+            "search": text_field("search"),
             "claim": dropdown("claim", facts.keys or ("",)),
             "page": whole_slider("table page", 0, 1, 0),
         }

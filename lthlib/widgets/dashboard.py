@@ -30,12 +30,12 @@ def dashboard(pages: Mapping[str, Callable[[], Explorer]] = PAGES) -> controls.T
     """Tabs with one explorer each; a page that cannot be made says why in one line."""
     places = [controls.VBox([controls.HTML("⏳ …")]) for _ in pages]
     tabs = controls.Tab(places, titles=tuple(pages))
-    made: set[int] = set()
+    shown: set[int] = set()
 
     def show(index: int) -> None:
-        if index in made:
+        if index in shown:
             return
-        made.add(index)
+        shown.add(index)
         try:
             places[index].children = (list(pages.values())[index]().box,)
         except Exception as error:

@@ -21,7 +21,7 @@ from lthlib.finders import find as saliency
 from lthlib.models.architecture import architecture, prunable
 from lthlib.models.initial import initial_state
 from lthlib.ticket import Ticket, dense_ticket
-from lthlib.widgets.explorer import Explorer, density_slider, dropdown
+from lthlib.widgets.explorer import Explorer, density_slider, dropdown, text_field
 from lthlib.widgets.scene import Move, shared
 
 SIZE = (10.8, 3.8)
@@ -74,7 +74,7 @@ def elastic_facts(
     ids = None if chosen == ALL else _ids(chosen)
     depths = depth_map(source, goal, order, chosen=ids, which=dropped)
     kept, total = kept_after(ticket, goal, depths)
-    own = [tuple(range(len(stage.units))) for stage in stages(source)]
+    units = tuple(tuple(range(len(stage.units))) for stage in stages(source))
     before = tuple(_density(ticket, stage.units) for stage in stages(source))
     after = tuple(
         _density(ticket, [stage.units[unit] for unit in line])
@@ -88,13 +88,17 @@ def elastic_facts(
         readout=readout + measured(table, source.name, target),
         background=(tuple(stage.name for stage in stages(source)), longest),
         names=tuple(stage.name for stage in stages(source)),
-        before=tuple(own),
+        before=units,
         after=depths,
         source_density=before,
         target_density=after,
         total=(ticket.density, kept / total),
-        longest=longest or max(*map(len, own), *map(len, depths)),
+        longest=longest or max(*map(len, units), *map(len, depths)),
     )
+
+
+def _family(ticket: Ticket) -> str:
+    return ticket.architecture.name.split("-")[0]
 
 
 def _ids(text: str) -> list[int]:
@@ -137,7 +141,7 @@ def _colour(unit: int, again: bool) -> tuple[float, ...]:
     return tuple(1 - share * (1 - value) for value in (red, green, blue))
 
 
-def blocks(facts: ElasticFacts) -> tuple[np.ndarray, dict[tuple[int, int], str]]:
+def map_picture(facts: ElasticFacts) -> tuple[np.ndarray, dict[tuple[int, int], str]]:
     """The map as a picture: two rows a stage (source, target) and a blank one; a colour a source unit, copies paler."""
     sheet = np.ones((3 * len(facts.names) - 1, facts.longest, 3))
     labels = {}
@@ -185,15 +189,13 @@ def draw_elastic(figure: FigureBase, facts: ElasticFacts) -> Move:
     right.legend(loc="upper right", fontsize=8)
 
     def move(now: ElasticFacts) -> Sequence[Artist]:
-        sheet, labels = blocks(now)
+        sheet, labels = map_picture(now)
         picture.set_data(sheet)
-        shown = []
         for place, text in texts.items():
             text.set_text(labels.get(place, ""))
-            shown += [text]
         source.set_ydata(100 * np.array([*now.source_density, now.total[0]]))
         target.set_ydata(100 * np.array([*now.target_density, now.total[1]]))
-        return (picture, gaps, *shown, source, target)
+        return (picture, gaps, *texts.values(), source, target)
 
     return move
 
@@ -206,24 +208,18 @@ class ElasticExplorer(Explorer):
     """
 
     def __init__(
-        self,
-        tickets: Sequence[Ticket] = (),
-        targets: Sequence[str] = DEPTHS,
-        table: pd.DataFrame | None = None,
+        self, tickets: Sequence[Ticket] = (), targets: Sequence[str] = DEPTHS, table: pd.DataFrame | None = None
     ) -> None:
-        self.tickets = {one.architecture.name: one for one in tickets}
+        self.tickets = {ticket.architecture.name: ticket for ticket in tickets}
         self.sources = list(self.tickets) or list(DEPTHS)
         self.targets, self.table = list(targets), table
         like = next(iter(self.tickets.values()), None)
         shape, classes = (like.architecture.input_shape, like.architecture.classes) if like else (INPUT, CLASSES)
         every = [*self.sources, *self.targets]
-        self.longest = max(len(one.units) for name in every for one in stages(architecture(name, shape, classes)))
-        first: dict[str, Any] = {
-            "source": self.sources[len(self.sources) // 3],
-            "target": self.targets[-1],
-            "order": "append",
-        }
-        first |= {"chosen": ALL, "dropped": "late"} | ({} if self.tickets else {"density": DENSITY})
+        self.longest = max(len(stage.units) for name in every for stage in stages(architecture(name, shape, classes)))
+        first: dict[str, Any] = {"source": self.sources[len(self.sources) // 3], "target": self.targets[-1]}
+        first |= {"order": "append", "chosen": ALL, "dropped": "late"}
+        first |= {} if self.tickets else {"density": DENSITY}
         middle = self.targets[min(len(self.targets) - 1, len(self.targets) // 2 + 1)]
         examples = shared(
             first, {"target": middle}, {"target": middle, "order": "interpolate"}, {"target": self.targets[0]}
@@ -237,15 +233,16 @@ class ElasticExplorer(Explorer):
         Raises InputError where the folder holds no pruned ticket of a network with stages, or no table.
         """
         saved = [Ticket.load(path) for path in sorted(Path(folder).glob("*.safetensors"))]
-        pruned = [one for one in saved if one.kept < one.prunable and one.architecture.name.split("-")[0] in FAMILIES]
+        pruned = [ticket for ticket in saved if ticket.kept < ticket.prunable and _family(ticket) in FAMILIES]
         if not pruned:
             raise InputError(
                 f"{str(folder)!r} holds no pruned ResNet, VGG or MLP (valid: a finished run of notebook 02)"
             )
-        pruned.sort(key=lambda one: sum(len(stage.units) for stage in stages(one.architecture)))
+        pruned.sort(key=lambda ticket: sum(len(stage.units) for stage in stages(ticket.architecture)))
         rows = read_metrics(folder)
         pairs = rows[rows["section"] == "matrix"]
-        return cls(pruned, [one.architecture.name for one in pruned], pairs[pairs["round"] == pairs["round"].max()])
+        names = [ticket.architecture.name for ticket in pruned]
+        return cls(pruned, names, pairs[pairs["round"] == pairs["round"].max()])
 
     def _facts(self, *, source: str, target: str, density: float = DENSITY, **settings: Any) -> ElasticFacts:
         if source not in self.sources:
@@ -255,13 +252,11 @@ class ElasticExplorer(Explorer):
 
     def _controls(self) -> dict[str, controls.Widget]:
         first = self.examples[0]
-        copied = controls.Text(value=ALL, description="blocks to copy", continuous_update=False)
-        copied.style.description_width, copied.layout.width = "110px", "340px"
-        made = {
+        choices = {
             "source": dropdown("source", self.sources, first["source"]),
             "target": dropdown("target", self.targets, first["target"]),
             "order": dropdown("order", ORDERS),
-            "chosen": copied,
+            "chosen": text_field("blocks to copy", ALL),
             "dropped": dropdown("dropped", DROPS),
         }
-        return made if self.tickets else {**made, "density": density_slider(0.01, DENSITY)}
+        return choices if self.tickets else {**choices, "density": density_slider(0.01, DENSITY)}

@@ -9,6 +9,7 @@ import html
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from math import log10
 from threading import RLock
 from typing import Any
 
@@ -62,7 +63,7 @@ class Explorer:
 
     def static(self, *settings: Mapping[str, Any]) -> Chart:
         """The figure at several settings, by default three that say most: complete without a kernel."""
-        return stacked(self.draw, [self.facts(**one) for one in settings or self.examples], self.size)
+        return stacked(self.draw, [self.facts(**example) for example in settings or self.examples], self.size)
 
     # --- with widgets ---
 
@@ -184,46 +185,51 @@ def close_all(widget: Widget) -> None:
     """Closes a widget with its children, their layouts and styles, none of which ipywidgets closes by itself."""
     for child in getattr(widget, "children", ()):
         close_all(child)
-    for part in ("layout", "style"):
-        own = getattr(widget, part, None)
-        if isinstance(own, Widget):
-            own.close()
+    for name in ("layout", "style"):
+        if isinstance(part := getattr(widget, name, None), Widget):
+            part.close()
     widget.close()
 
 
 def density_slider(lowest: float = 0.005, value: float = 0.1) -> controls.FloatLogSlider:
     """Density on a log scale from `lowest` to 1, twenty steps a decade."""
-    from math import log10
-
-    return controls.FloatLogSlider(
-        value=value, base=10, min=round(log10(lowest), 2), max=0, step=0.05, readout_format=".4f", **labelled("density")
-    )
+    return log_slider("density", round(log10(lowest), 2), 0, value, 0.05, ".4f")
 
 
-def labelled(text: str, width: str = "340px") -> dict[str, Any]:
-    """Keywords that every control takes: its label and width, and that only a settled value counts."""
-    return {
-        "description": text,
-        "layout": controls.Layout(width=width),
-        "style": {"description_width": "110px"},
-        "continuous_update": False,
-    }
+def log_slider(text: str, low: float, high: float, value: float, step: float, form: str) -> controls.FloatLogSlider:
+    """A number from 10^low to 10^high, its exponent in steps; `form` is the format of the read-out."""
+    grid = {"base": 10, "min": low, "max": high, "step": step}
+    return controls.FloatLogSlider(value=value, readout_format=form, **grid, **labelled(text), **SETTLED)
+
+
+def labelled(text: str) -> dict[str, Any]:
+    """Keywords that every control takes: its label and width."""
+    return {"description": text, "layout": controls.Layout(width="340px"), "style": {"description_width": "110px"}}
+
+
+# Only a settled value counts.
+SETTLED: dict[str, Any] = {"continuous_update": False}
 
 
 def dropdown(text: str, options: Sequence[Any], value: Any = None) -> controls.Dropdown:
     """A choice of names; the first is the default."""
-    more = {name: one for name, one in labelled(text).items() if name != "continuous_update"}
-    return controls.Dropdown(options=list(options), value=value if value is not None else list(options)[0], **more)
+    chosen = value if value is not None else list(options)[0]
+    return controls.Dropdown(options=list(options), value=chosen, **labelled(text))
+
+
+def text_field(text: str, value: str = "") -> controls.Text:
+    """A line to type in."""
+    return controls.Text(value=value, **labelled(text), **SETTLED)
 
 
 def whole_slider(text: str, low: int, high: int, value: int) -> controls.IntSlider:
     """A whole number from `low` to `high`."""
-    return controls.IntSlider(value=value, min=low, max=high, **labelled(text))
+    return controls.IntSlider(value=value, min=low, max=high, **labelled(text), **SETTLED)
 
 
 def slider(text: str, low: float, high: float, value: float, step: float) -> controls.FloatSlider:
     """A number from `low` to `high`."""
-    return controls.FloatSlider(value=value, min=low, max=high, step=step, **labelled(text))
+    return controls.FloatSlider(value=value, min=low, max=high, step=step, **labelled(text), **SETTLED)
 
 
 def _cell() -> str:

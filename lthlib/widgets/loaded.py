@@ -1,7 +1,8 @@
 """Networks to explore: dense trainings with their data, from a notebook, a finished run's folder, or trained here."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from lthlib.ticket import Ticket, initial_tickets
 from lthlib.training.loop import Trained
 from lthlib.training.recipe import Recipe
 
+RULES = ("canonical", "dct@input", "haar@input", "dct", "haar", "hadamard", "random", "svd")
 LARGEST_VALIDATION = 5_000  # images on which a slider's network is evaluated
 
 
@@ -28,14 +30,14 @@ class Loaded:
 
     - `dense`: dense trainings in the canonical basis, each with its initial ticket among the snapshots;
     - `dataset`, `recipe`: what they were trained with; `table`: measured rows of a notebook, or None;
-    - `found`: pruned tickets, in any bases, that belong to `dense[0]`'s replicate.
+    - `pruned`: tickets, in any bases, that belong to `dense[0]`'s replicate.
     """
 
     dense: tuple[Trained, ...]
     dataset: Dataset
     recipe: Recipe
     table: pd.DataFrame | None = None
-    found: tuple[Ticket, ...] = ()
+    pruned: tuple[Ticket, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.dense:
@@ -52,8 +54,13 @@ class Loaded:
 
     @property
     def seeds(self) -> list[int]:
-        """The replicates there are."""
+        """The replicates."""
         return [run.seed for run in self.dense]
+
+    @property
+    def layers(self) -> list[str]:
+        """The prunable tensors."""
+        return list(self.dense[0].ticket.masks)
 
     def run(self, seed: int) -> Trained:
         """The training of one replicate. Raises InputError for a seed that is not there."""
@@ -61,6 +68,16 @@ class Loaded:
             if run.seed == seed:
                 return run
         raise InputError(f"there is no training of seed {seed} (valid: {', '.join(map(str, self.seeds))})")
+
+
+def fitting(rules: Iterable[str], attempt: Callable[[str], object]) -> list[str]:
+    """The bases that can be taken: `attempt` raises InputError where one needs an image or even sizes."""
+    fit = []
+    for rule in rules:
+        with suppress(InputError):
+            attempt(rule)
+            fit.append(rule)
+    return fit
 
 
 def initial(run: Trained) -> Ticket:
@@ -73,18 +90,18 @@ def loaded(
     dataset: Dataset | None = None,
     recipe: Recipe | None = None,
     table: pd.DataFrame | None = None,
-    found: Sequence[Ticket] = (),
+    pruned: Sequence[Ticket] = (),
 ) -> Loaded:
     """What is given; with nothing given, two small networks trained on the spot (a second or two)."""
     if dense is None:
-        return small() if table is None else replace(small(), table=table)
+        return example() if table is None else replace(example(), table=table)
     if dataset is None:
         raise InputError("trainings without the data set that they were trained on cannot be explored: pass dataset")
-    return Loaded(tuple(dense), dataset, recipe or Recipe(), table, tuple(found))
+    return Loaded(tuple(dense), dataset, recipe or Recipe(), table, tuple(pruned))
 
 
 @cache
-def small() -> Loaded:
+def example() -> Loaded:
     """Two LeNets 64-300-100-10 trained for six epochs on the bundled digits."""
     digits = data.load("digits")
     net = models.architecture("lenet-300-100", digits.input_shape, digits.classes)
@@ -102,9 +119,10 @@ def of_run(folder: Path | str, data_dir: Path | str = "data") -> Loaded:
     folder = Path(folder)
     dataset, _ = data_of_run(folder, data_dir)
     dense, recipe = stored_dense(folder / "store", dataset)
-    own = [Ticket.load(path) for path in sorted(folder.glob("*.safetensors"))]
-    found = [one for one in own if one.architecture == dense[0].ticket.architecture and one.kept < one.prunable]
-    return Loaded(tuple(dense), dataset, recipe, read_metrics(folder), tuple(found))
+    saved = [Ticket.load(path) for path in sorted(folder.glob("*.safetensors"))]
+    net = dense[0].ticket.architecture
+    pruned = tuple(ticket for ticket in saved if ticket.architecture == net and ticket.kept < ticket.prunable)
+    return Loaded(tuple(dense), dataset, recipe, read_metrics(folder), pruned)
 
 
 def data_of_run(folder: Path | str, data_dir: Path | str = "data") -> tuple[Dataset, dict[str, Any]]:
@@ -129,7 +147,7 @@ def stored_dense(store: Path, dataset: Dataset) -> tuple[list[Trained], Recipe]:
             continue
         ticket = Ticket.load(entry.parent / "ticket.safetensors")
         fits = tuple(ticket.architecture.input_shape) == dataset.input_shape
-        if ticket.kept == ticket.prunable and fits and all(one.is_identity for one in ticket.bases.values()):
+        if ticket.kept == ticket.prunable and fits and all(basis.is_identity for basis in ticket.bases.values()):
             kept = {step: Ticket.load(path) for step, path in snapshots.items()}
             fields = json.loads((entry.parent / "parameters.json").read_text(encoding="utf-8"))["recipe"]
             recipe = Recipe(**{**fields, "milestones": tuple(fields["milestones"])})

@@ -6,6 +6,7 @@ depends on. `draw(figure, facts)` draws that standing part and returns a functio
 other facts of the same background want them. Static figures, sliders and tests share both.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from io import BytesIO
@@ -17,12 +18,14 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import FigureBase
+from matplotlib.image import AxesImage
 from matplotlib.ticker import NullLocator
 from PIL import Image
 
 from lthlib.evidence.style import Chart, style
 
 DPI = 88
+UNITS = 12  # filters shown
 BACKGROUNDS = 6  # kept at a time; each is a picture of about a megabyte
 
 
@@ -79,7 +82,7 @@ class Painter:
             canvas, picture, move = kept
             canvas.restore_region(picture)
             renderer = canvas.get_renderer()
-            for artist in sorted(move(facts), key=lambda one: one.get_zorder()):
+            for artist in sorted(move(facts), key=Artist.get_zorder):
                 artist.set_visible(True)
                 artist.draw(renderer)
         with BytesIO() as buffer:
@@ -107,14 +110,37 @@ def log_percent(axes: Axes, ticks: Sequence[float], *, falling: bool = True) -> 
         axes.invert_xaxis()
 
 
-def picture_axes(figure: FigureBase, rectangle: tuple[float, float, float, float], title: str) -> Axes:
-    """Axes for an image: a frame and a title, nothing else. `rectangle`: left, bottom, width, height in [0, 1]."""
+def picture(
+    figure: FigureBase,
+    rectangle: tuple[float, float, float, float],
+    title: str,
+    image: np.ndarray,
+    signed_like: np.ndarray | None = None,
+    **options: Any,
+) -> AxesImage:
+    """An image under a title, in grey (black: most), or in two hues about zero on the scale of `signed_like`.
+
+    `rectangle`: left, bottom, width, height in [0, 1].
+    """
     axes = figure.add_axes(rectangle)
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     axes.set_title(title, fontsize=10)
     axes.spines[:].set_visible(False)
-    return axes
+    if signed_like is not None:
+        extent = float(np.nanmax(np.abs(signed_like))) or 1.0
+        options = {"vmin": -extent, "vmax": extent} | options
+    cmap = "gray_r" if signed_like is None else "PuOr"
+    return axes.imshow(image, cmap=cmap, interpolation="nearest", **options)
+
+
+def filters(weight: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:
+    """The first weights of a layer as one image: units over the input image, kernels, or the whole matrix coarsely."""
+    if weight.ndim == 4:
+        return tiles(weight[:UNITS].mean(axis=1), 3)
+    if weight.shape[1] == math.prod(input_shape):
+        return tiles(weight[:UNITS].reshape(-1, *input_shape).mean(axis=1), 3)
+    return coarse(weight)
 
 
 def coarse(matrix: np.ndarray, most: int = 120) -> np.ndarray:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,14 @@ from lthlib.randomness import generator
 from lthlib.theory import sketching
 from lthlib.widgets import loaded
 from lthlib.widgets.explorer import Explorer, dropdown, slider, whole_slider
-from lthlib.widgets.scene import Move, picture_axes, shared
+from lthlib.widgets.scene import Move, picture, shared
 
 SIZE = (10.8, 3.5)
 DRAWS = 300
 SAMPLERS = (
-    "with replacement, reweighted",
-    "with replacement, binary",
-    "poisson, reweighted",
-    "poisson, binary",
-    "gumbel, exact count",
-    "top-k",
-)
+    "with replacement, reweighted", "with replacement, binary", "poisson, reweighted", "poisson, binary",
+    "gumbel, exact count", "top-k",
+)  # fmt: skip
 DENSITIES = np.geomspace(0.03, 1, 14)
 LOW, HIGH = 1e-3, 30.0  # relative errors shown
 
@@ -74,6 +70,7 @@ def digits_problem(dataset: Dataset | None = None, seed: int = 0, examples: int 
     return _problem(f"pixels of {dataset.label}", x, y, seed, (images.shape[1], images.shape[2]))
 
 
+@cache
 def synthetic(seed: int = 0) -> Problem:
     """64 Gaussian features of unequal scale, 600 examples, a random linear target."""
     x, y = sketching.synthetic_problem(64, 600, generator(seed, "explorer", "synthetic"))
@@ -85,11 +82,6 @@ def _problem(name: str, x: Tensor, y: Tensor, seed: int, shape: tuple[int, int])
     w = sketching.initial_weights((len(x),), 1 / math.sqrt(len(x)), "gaussian", source)
     (w_star,) = sketching.gradient_descent(x, y, w, [200])
     return Problem(name, x, w, w_star, shape)
-
-
-@lru_cache(maxsize=4)
-def _synthetic() -> Problem:
-    return synthetic()
 
 
 def probabilities(problem: Problem, score: str, tau: float) -> Tensor:
@@ -153,9 +145,9 @@ def sketch_facts(
     curve = [expected(problem, p, sampler, count) for count in counts]
     optimal = sketching.distribution("optimal", x, w)
     best = [expected(problem, optimal, SAMPLERS[2], count) for count in counts]
-    here = expected(problem, p, sampler, max(1, round(density * size)))
+    theory = expected(problem, p, sampler, max(1, round(density * size)))
     interval = mean_interval(errors) if len(errors) > 1 else None
-    found = (
+    measured = (
         f"mean {interval.estimate:.3g} (95 % CI {interval.low:.3g} to {interval.high:.3g}, n = {interval.n} draws)"
         if interval
         else f"{errors[0]:.3g} (no draw, one mask)"
@@ -163,8 +155,8 @@ def sketch_facts(
     kept = float((masks > 0).sum(1).double().mean())
     readout = (
         f"{problem.name}: {kept:.3g} of {size} weights kept (density {100 * kept / size:.3g} %); "
-        f"relative error: {found}; "
-        + (f"theory {here:.3g}" if here is not None else "theory: no closed form for this sampler")
+        f"relative error: {measured}; "
+        + (f"theory {theory:.3g}" if theory is not None else "theory: no closed form for this sampler")
     )
     low, high = (interval.low, interval.high) if interval else (float(errors[0]), float(errors[0]))
     return SketchFacts(
@@ -182,10 +174,8 @@ def sketch_facts(
 
 def draw_sketch(figure: FigureBase, facts: SketchFacts) -> Move:
     """Probabilities, one mask, error against density with theory, and the histogram of errors."""
-    left = picture_axes(figure, (0.01, 0.1, 0.14, 0.7), "probability")
-    p = left.imshow(facts.p, cmap="gray_r", interpolation="nearest")
-    middle = picture_axes(figure, (0.17, 0.1, 0.14, 0.7), "one mask")
-    mask = middle.imshow(facts.mask, cmap="gray_r", interpolation="nearest")
+    p = picture(figure, (0.01, 0.1, 0.14, 0.7), "probability", facts.p)
+    mask = picture(figure, (0.17, 0.1, 0.14, 0.7), "one mask", facts.mask)
 
     axes = figure.add_axes((0.385, 0.17, 0.31, 0.66))
     axes.set(xscale="log", yscale="log", xlim=(0.027, 1.1), ylim=(LOW, HIGH))
@@ -233,22 +223,11 @@ class SketchExplorer(Explorer):
     """
 
     def __init__(self, *problems: Problem) -> None:
-        listed = problems or (digits_problem(), _synthetic())
-        self.problems = {one.name: one for one in listed}
-        first = {
-            "problem": listed[0].name,
-            "score": "optimal",
-            "sampler": SAMPLERS[0],
-            "tau": 1.0,
-            "density": 0.25,
-            "seed": 0,
-        }
-        examples = shared(
-            first,
-            {"score": "uniform"},
-            {"score": "optimal"},
-            {"score": "magnitude", "sampler": "poisson, reweighted", "density": 0.5},
-        )
+        listed = problems or (digits_problem(), synthetic())
+        self.problems = {problem.name: problem for problem in listed}
+        first = {"problem": listed[0].name, "sampler": SAMPLERS[0], "tau": 1.0, "density": 0.25, "seed": 0}
+        half = {"score": "magnitude", "sampler": "poisson, reweighted", "density": 0.5}
+        examples = shared(first, {"score": "uniform"}, {"score": "optimal"}, half)
         super().__init__("Sketch explorer", self._controls, self._facts, draw_sketch, SIZE, examples)
 
     @classmethod
@@ -258,7 +237,7 @@ class SketchExplorer(Explorer):
         Raises InputError where the folder holds no finished run, or its data are not in `data_dir`.
         """
         dataset, _ = loaded.data_of_run(folder, data_dir)
-        return cls(digits_problem(dataset), _synthetic())
+        return cls(digits_problem(dataset), synthetic())
 
     def _facts(self, *, problem: str, **settings: Any) -> SketchFacts:
         if problem not in self.problems:

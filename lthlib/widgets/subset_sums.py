@@ -25,13 +25,14 @@ from lthlib.theory.subset_sum.solve import (
     solve,
 )
 from lthlib.widgets import loaded
-from lthlib.widgets.explorer import Explorer, dropdown, labelled, slider, whole_slider
+from lthlib.widgets.explorer import Explorer, dropdown, log_slider, slider, whole_slider
 from lthlib.widgets.scene import Move, shared
 
 SIZE = (10.8, 3.5)
 MOST = 20  # candidates
 INSTANCES = 200
 LOW, HIGH = 1e-8, 1.0  # errors shown
+GRID = np.geomspace(LOW, HIGH, 120)
 
 
 @dataclass(frozen=True)
@@ -96,39 +97,31 @@ def subset_facts(
     if not 0 < eps < math.inf:
         raise InputError(f"tolerance {eps} is not above 0")
     k = min(k, n)
-    (own,) = candidates(n, 1, law, seed, pool)
-    found = solve(own, target, mode, eps=eps, k=k, allow_empty=False)
-    kept, error = found.kept(n), float(found.error)
+    (numbers,) = candidates(n, 1, law, seed, pool)
+    subset = solve(numbers, target, mode, eps=eps, k=k, allow_empty=False)
+    kept, error = subset.kept(n), float(subset.error)
     size = k if mode == "fixed" else 0
     if pool is None:
         errors = _errors(n, target, mode, size, law)
     else:
         errors = _errors_of(candidates(n, INSTANCES, law, 1_000, pool), target, mode, size)
-    grid = _grid()
-    if pool is not None:
-        predicted = np.full(len(grid), math.nan)
-    elif mode != "fixed":
-        predicted = np.array([predicted_failure(n, at, target, law) for at in grid])
-    elif law == "uniform":
+    predicted = np.full(len(GRID), math.nan)
+    if pool is None and mode != "fixed":
+        predicted = np.array([predicted_failure(n, at, target, law) for at in GRID])
+    elif pool is None and law == "uniform":
         # Hits are nearly a Poisson number of this mean.
-        predicted = np.array([math.exp(-expected_fixed_size_hits(n, k, at, target)) for at in grid])
-    else:
-        predicted = np.full(len(grid), math.nan)
+        predicted = np.array([math.exp(-expected_fixed_size_hits(n, k, at, target)) for at in GRID])
     failed = int((errors > eps).sum())
     verdict = "within" if error <= eps else "not within"
     typical = (
         "" if mode == "fixed" or pool is not None else f" (predicted {predicted_median_error(n, target, law):.2g})"
     )
     readout = (
-        f"{int(kept.sum())} of {n} candidates add up to {float(own[kept].sum()):.6g}, target {target:g}: error "
+        f"{int(kept.sum())} of {n} candidates add up to {float(numbers[kept].sum()):.6g}, target {target:g}: error "
         f"{error:.2g}, {verdict} {eps:.2g}; of {INSTANCES} other draws {failed} miss it, median error "
         f"{np.median(errors):.2g}{typical}"
     )
-    return SubsetFacts(readout, law, own, kept, target, eps, error, errors, predicted)
-
-
-def _grid() -> np.ndarray:
-    return np.geomspace(LOW, HIGH, 120)
+    return SubsetFacts(readout, law, numbers, kept, target, eps, error, errors, predicted)
 
 
 def walk(chosen: np.ndarray, target: float) -> np.ndarray:
@@ -163,7 +156,7 @@ def draw_subset(figure: FigureBase, facts: SubsetFacts) -> Move:
     (theory,) = right.plot([], [], color=BLACK, label="predicted (Poisson)")
     (measured,) = right.plot([], [], color=BLUE, drawstyle="steps-post", label="measured")
     (tolerance,) = right.plot([1, 1], [-0.02, 1.05], color=RED, linewidth=1.2, label="eps")
-    (own,) = right.plot([], [], "o", color=ORANGE, ms=8, label="this draw's error")
+    (miss,) = right.plot([], [], "o", color=ORANGE, ms=8, label="this draw's error")
     right.legend(loc="lower left", fontsize=8)
 
     def move(now: SubsetFacts) -> Sequence[Artist]:
@@ -174,13 +167,13 @@ def draw_subset(figure: FigureBase, facts: SubsetFacts) -> Move:
         heights = np.linspace(0.8, max(1.6, min(10.0, len(sums))), len(sums))
         steps.set_data(sums, heights)
         end.set_data([sums[-1]], [heights[-1]])
-        theory.set_data(_grid(), now.predicted)
-        found = np.clip(now.errors, LOW, HIGH)
-        shares = 1 - np.arange(1, len(found) + 1) / len(found)
-        measured.set_data([LOW, *found, HIGH], [1, *shares, 0])
+        theory.set_data(GRID, now.predicted)
+        errors = np.clip(now.errors, LOW, HIGH)
+        shares = 1 - np.arange(1, len(errors) + 1) / len(errors)
+        measured.set_data([LOW, *errors, HIGH], [1, *shares, 0])
         tolerance.set_xdata([now.eps, now.eps])
-        own.set_data([max(now.error, LOW)], [0])
-        return (target, all_of, chosen, steps, end, theory, measured, tolerance, own)
+        miss.set_data([max(now.error, LOW)], [0])
+        return (target, all_of, chosen, steps, end, theory, measured, tolerance, miss)
 
     return move
 
@@ -193,7 +186,7 @@ class SubsetSumExplorer(Explorer):
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-        self.pools = {name: _pool(name, one) for name, one in (weights or {}).items()}
+        self.pools = {name: _pool(name, values) for name, values in (weights or {}).items()}
         first = {"n": 12, "eps": 0.01, "target": 0.5, "mode": "best", "k": 3, "law": "uniform", "seed": 0}
         examples = shared(first, {"n": 6}, {"n": 16}, {"n": 16, "mode": "sparsest"})
         super().__init__("Subset-sum explorer", self._controls, self._facts, draw_subset, SIZE, examples)
@@ -205,18 +198,15 @@ class SubsetSumExplorer(Explorer):
         Raises InputError where the folder holds no finished run or its store no dense training.
         """
         start = loaded.initial(loaded.of_run(folder, data_dir).dense[0])
-        return cls({f"initial {name}": one for name, one in start.coefficients.items()})
+        return cls({f"initial {name}": values for name, values in start.coefficients.items()})
 
     def _facts(self, *, law: str, **settings: Any) -> SubsetFacts:
         return subset_facts(law=law, pool=self.pools.get(law), **settings)
 
     def _controls(self) -> dict[str, controls.Widget]:
-        eps = controls.FloatLogSlider(
-            value=0.01, base=10, min=-7, max=-0.5, step=0.25, readout_format=".1e", **labelled("tolerance eps")
-        )
         return {
             "n": whole_slider("candidates n", 1, MOST, 12),
-            "eps": eps,
+            "eps": log_slider("tolerance eps", -7, -0.5, 0.01, 0.25, ".1e"),
             "target": slider("target", -1, 1, 0.5, 0.05),
             "mode": dropdown("mode", MODES),
             "k": whole_slider("size (fixed)", 1, 8, 3),

@@ -1,7 +1,10 @@
 """UniversalExplorer: type a function, choose knots, and see the masked random network that computes it."""
 
+import ast
 import math
-from collections.abc import Hashable, Mapping, Sequence
+import operator
+import sys
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,15 +23,92 @@ from lthlib.theory.universal.construct import Design, function_ticket
 from lthlib.theory.universal.piecewise_linear import UnivariateFunction
 from lthlib.theory.universal.univariate import BlockPruning
 from lthlib.theory.universal.universality import least_squares
-from lthlib.widgets.explorer import Explorer, dropdown, labelled, whole_slider
-from lthlib.widgets.expressions import parse
+from lthlib.widgets.explorer import Explorer, dropdown, text_field, whole_slider
 from lthlib.widgets.scene import Move, shared
 
 SIZE = (10.8, 3.5)
 MOST = 20  # knots: more take longer than a slider may
 POINTS = 401
 LOW = 1e-5
-MADE = "made for the function"
+CONSTRUCTED = "made for the function"
+
+
+# ------------------------------------------------------------------------------------------- functions typed as text
+
+Array = np.ndarray[Any, Any]
+LONGEST = 200  # characters
+_OF_NUMPY = ("sin", "cos", "tan", "exp", "log", "sqrt", "abs", "tanh", "sign", "floor")
+FUNCTIONS: dict[str, Callable[..., Any]] = {name: getattr(np, name) for name in _OF_NUMPY}
+FUNCTIONS |= {"relu": lambda x: np.maximum(x, 0.0), "min": np.minimum, "max": np.maximum}
+CONSTANTS = {"pi": math.pi, "e": math.e}
+_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Pow: operator.pow, ast.Mod: operator.mod, ast.UAdd: operator.pos, ast.USub: operator.neg,
+}  # fmt: skip
+
+
+def expression(text: str, variable: str = "x") -> Callable[[Array], Array]:
+    """The function that a text such as `sin(2*pi*x) + x**2` describes: arithmetic only, read without `eval`.
+
+    It takes float64 arrays of any shape to arrays of the same shape, elementwise. Numbers, `variable`, pi, e,
+    + - * / % ** (also written ^) and the functions in FUNCTIONS. Every number is a float64, so that no power can grow
+    without bound. Raises InputError, naming what is wrong, for anything else.
+    """
+    if not text.strip():
+        raise InputError("the function is empty (valid: such as sin(2*pi*x))")
+    if len(text) > LONGEST:
+        raise InputError(f"the function has {len(text)} characters (valid: at most {LONGEST})")
+    try:
+        value = _value(ast.parse(text.strip().replace("^", "**"), mode="eval").body, variable)
+    except InputError:
+        raise
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{text!r} is no function of {variable} (valid: such as sin(2*pi*{variable}))") from error
+
+    def function(x: Array) -> Array:
+        values = np.asarray(x, dtype=np.float64)
+        with np.errstate(all="ignore"):
+            return np.broadcast_to(np.asarray(value(values), dtype=np.float64), values.shape).copy()
+
+    return function
+
+
+def _value(node: ast.expr, variable: str) -> Callable[[Array], Any]:
+    """A node as a function of x, all of it checked before the first number is computed."""
+    match node:
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            # A whole number beyond float64 would overflow instead of becoming infinite.
+            if abs(number) > sys.float_info.max:
+                raise InputError(f"the number {str(number)[:20]} is too large")
+            constant = np.float64(number)
+            return lambda x: constant
+        case ast.Name(id=name):
+            if name == variable:
+                return lambda x: x
+            if name not in CONSTANTS:
+                raise unknown("name", name, (variable, *CONSTANTS, *FUNCTIONS))
+            constant = np.float64(CONSTANTS[name])
+            return lambda x: constant
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _applied(_OPERATORS[type(op)], [left, right], variable)
+        case ast.UnaryOp(op=sign, operand=operand) if type(sign) in _OPERATORS:
+            return _applied(_OPERATORS[type(sign)], [operand], variable)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
+            if name not in FUNCTIONS:
+                raise unknown("function", name, FUNCTIONS)
+            if len(args) != (numbers := 2 if name in ("min", "max") else 1):
+                raise InputError(f"{name} takes {numbers} numbers, not {len(args)}")
+            return _applied(FUNCTIONS[name], args, variable)
+        case _:
+            raise InputError(f"{ast.unparse(node)[:40]!r} is not arithmetic (valid: numbers, {variable}, + - * / % **)")
+
+
+def _applied(function: Callable[..., Any], nodes: Sequence[ast.expr], variable: str) -> Callable[[Array], Any]:
+    values = [_value(node, variable) for node in nodes]
+    return lambda x: function(*(value(x) for value in values))
+
+
+# ---------------------------------------------------------------------------------------------------- the explorer
 
 
 @dataclass(frozen=True)
@@ -57,13 +137,13 @@ def ticket_of(text: str, knots: int, law: str, seed: int) -> UniversalTicket:
 
 def univariate(text: str) -> UnivariateFunction:
     """A typed function of x on [0, 1]. Raises InputError for text that is no function, NaN and unbounded values."""
-    return lines.checked(UnivariateFunction(text.strip(), parse(text), (0.0, 1.0)))
+    return lines.checked(UnivariateFunction(text.strip(), expression(text), (0.0, 1.0)))
 
 
 def universal_facts(*, text: str, knots: int, law: str = "uniform", seed: int = 0) -> UniversalFacts:
     """The typed function against a mask on a random ReLU chain 1 -> 24 -> 200 -> 200 -> 1, no weight trained.
 
-    Raises InputError for what `parse` refuses, functions that are not bounded on [0, 1], and knots out of range.
+    Raises InputError for what `expression` refuses, functions that are not bounded on [0, 1], and knots out of range.
     """
     function = univariate(text)
     ticket = ticket_of(text, knots, law, seed)
@@ -95,7 +175,7 @@ def universal_facts(*, text: str, knots: int, law: str = "uniform", seed: int = 
 def readout_facts(ticket: UniversalTicket, name: str, text: str) -> UniversalFacts:
     """The typed function read out from a given ticket's features by least squares; the ticket stays as it is.
 
-    Raises InputError for what `parse` refuses, unbounded functions, and a ticket of several inputs.
+    Raises InputError for what `expression` refuses, unbounded functions, and a ticket of several inputs.
     """
     if ticket.inputs != 1:
         raise InputError(f"ticket {name!r} has {ticket.inputs} inputs (valid here: 1)")
@@ -166,7 +246,8 @@ class UniversalExplorer(Explorer):
 
     def __init__(self, text: str = "sin(2*pi*x)", tickets: Mapping[str, UniversalTicket] | None = None) -> None:
         self.tickets = dict(tickets or {})
-        first = {"text": text, "knots": 12, "law": "uniform", "seed": 0} | ({"ticket": MADE} if self.tickets else {})
+        first = {"text": text, "knots": 12, "law": "uniform", "seed": 0}
+        first |= {"ticket": CONSTRUCTED} if self.tickets else {}
         examples = shared(first, {"knots": 5}, {"knots": 12}, {"text": "abs(x - 0.3)*exp(x)", "knots": 20})
         super().__init__("Universal explorer", self._controls, self._facts, draw_universal, SIZE, examples)
 
@@ -181,19 +262,18 @@ class UniversalExplorer(Explorer):
             raise InputError(f"{str(folder)!r} holds no universal ticket (valid: a finished run of notebook 04)")
         return cls(tickets={path.stem: UniversalTicket.load(path) for path in files})
 
-    def _facts(self, *, text: str, ticket: str = MADE, **settings: Any) -> UniversalFacts:
-        if ticket == MADE:
+    def _facts(self, *, text: str, ticket: str = CONSTRUCTED, **settings: Any) -> UniversalFacts:
+        if ticket == CONSTRUCTED:
             return universal_facts(text=text, **settings)
         if ticket not in self.tickets:
-            raise unknown("ticket", ticket, (MADE, *self.tickets))
+            raise unknown("ticket", ticket, (CONSTRUCTED, *self.tickets))
         return readout_facts(self.tickets[ticket], ticket, text)
 
     def _controls(self) -> dict[str, controls.Widget]:
-        more: dict[str, Any] = labelled("function of x")
-        made = {
-            "text": controls.Text(value=str(self.examples[0]["text"]), **more),
+        rows = {
+            "text": text_field("function of x", str(self.examples[0]["text"])),
             "knots": whole_slider("knots", 2, MOST, 12),
             "law": dropdown("source law", LAWS),
             "seed": whole_slider("source seed", 0, 20, 0),
         }
-        return made | ({"ticket": dropdown("ticket", (MADE, *self.tickets))} if self.tickets else {})
+        return rows | ({"ticket": dropdown("ticket", (CONSTRUCTED, *self.tickets))} if self.tickets else {})

@@ -11,7 +11,7 @@ from scipy.stats import binom, nct, t, ttest_1samp
 from lthlib.errors import InputError
 from lthlib.evidence.claims import (
     Claim,
-    Outcome,
+    Judgement,
     decide,
     every,
     holm,
@@ -302,7 +302,7 @@ def test_holm_against_an_example_by_hand():
 
 
 def outcome(p, against=1.0, estimate=0.0, exact=False):
-    return Outcome(mean_interval([estimate, estimate]), p, against, exact)
+    return Judgement(mean_interval([estimate, estimate]), p, against, exact)
 
 
 def test_every_takes_the_weakest_part_and_some_the_best():

@@ -179,7 +179,7 @@ def test_the_frontier_knows_costs_and_who_is_beaten(setting: Setting, levels: li
     assert whole < spent["one-shot", late, 0] < spent["IMP", late, 0]
     ahead = frontier_tables.imp_minus_others(everyone, ["snip", "edge-popup", "one-shot"])
     assert len(ahead) == 5
-    assert len(beyond_plots.frontier(everyone, best, title="all").axes) == 2
+    assert len(beyond_plots.frontier_panels(everyone, best, title="all").axes) == 2
 
 
 def test_a_point_is_on_the_frontier_unless_another_beats_it() -> None:
@@ -207,4 +207,4 @@ def test_a_point_is_on_the_frontier_unless_another_beats_it() -> None:
     best = frontier_tables.frontier(rows).set_index("finder")["on_frontier"]
     assert best.to_dict() == {"a": False, "b": True, "c": True, "d": True, "e": False}
     with pytest.raises(InputError, match="unknown column 'flops'"):
-        beyond_plots.frontier(rows.drop(columns="flops"), frontier_tables.frontier(rows))
+        beyond_plots.frontier_panels(rows.drop(columns="flops"), frontier_tables.frontier(rows))

@@ -61,7 +61,7 @@ WHOLE = [pytest.param(NOTEBOOKS[0], marks=pytest.mark.browser), *NOTEBOOKS[1:]]
 CELLS = [
     "from lthlib.widgets import *\nfrom lthlib.widgets import loaded",
     "TicketExplorer()",
-    "from dataclasses import replace\nsmall = loaded.small()\n"
+    "from dataclasses import replace\nsmall = loaded.example()\n"
     "TicketExplorer(source=replace(small, recipe=replace(small.recipe, epochs=900)))",
     "SketchExplorer()",
     "SubsetSumExplorer()",

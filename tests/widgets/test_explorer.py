@@ -24,20 +24,19 @@ from lthlib.widgets import loaded
 from lthlib.widgets.background import Background, Cancelled, train_watched
 from lthlib.widgets.explorer import Debounced, Explorer
 from lthlib.widgets.scene import DPI, Painter, coarse, figure_of, tiles
-from lthlib.widgets.ticket_views import SIZE, Bench, draw_ticket, ticket_facts
-from lthlib.widgets.tickets import TicketExplorer
+from lthlib.widgets.tickets import SIZE, Bench, TicketExplorer, draw_ticket, ticket_facts
 
 
 @pytest.fixture
 def bench() -> Bench:
-    return Bench(loaded.small())
+    return Bench(loaded.example())
 
 
 @pytest.fixture
 def tickets() -> Iterator[TicketExplorer]:
-    made = TicketExplorer()
-    yield made
-    made.close()
+    explorer = TicketExplorer()
+    yield explorer
+    explorer.close()
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -102,23 +101,23 @@ def test_an_error_is_one_line_and_the_last_picture_stays(tickets: TicketExplorer
 
 
 def test_what_an_error_says_cannot_break_the_page() -> None:
-    made = TicketExplorer()
-    assert made.box
-    made.tell("<script>alert(1)</script>")
-    assert "<script>" not in made.problem.value
-    made.close()
+    explorer = TicketExplorer()
+    assert explorer.box
+    explorer.tell("<script>alert(1)</script>")
+    assert "<script>" not in explorer.problem.value
+    explorer.close()
 
 
 def test_a_closed_explorer_leaves_no_widget_and_comes_back() -> None:
     before = set(_instances)
-    made = TicketExplorer()
+    explorer = TicketExplorer()
     assert set(_instances) == before  # nothing until it is shown
-    assert made.box
+    assert explorer.box
     assert len(set(_instances) - before) > 10
-    made.close()
+    explorer.close()
     assert set(_instances) == before
-    assert made.box
-    made.close()
+    assert explorer.box
+    explorer.close()
     assert set(_instances) == before
 
 
@@ -212,12 +211,12 @@ def test_a_table_gives_curves_and_the_nearest_row_of_the_seed(bench: Bench) -> N
 
 def test_found_tickets_are_shown_at_their_own_density(bench: Bench) -> None:
     run = bench.source.run(0)
-    found = [bench.ticket(0, "dct@input", "snip", density)[1] for density in (0.4, 0.07)]
-    with_found = Bench(loaded.loaded([run], bench.source.dataset, bench.source.recipe, found=found))
+    pruned = [bench.ticket(0, "dct@input", "snip", density)[1] for density in (0.4, 0.07)]
+    with_pruned = Bench(loaded.loaded([run], bench.source.dataset, bench.source.recipe, pruned=pruned))
     facts = ticket_facts(
-        with_found, density=0.1, basis="canonical", finder="tickets of the run", seed=0, layer="1.weight"
+        with_pruned, density=0.1, basis="canonical", finder="tickets of the run", seed=0, layer="1.weight"
     )
-    assert facts.density == found[1].density
+    assert facts.density == pruned[1].density
 
 
 @pytest.mark.parametrize(

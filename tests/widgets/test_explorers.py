@@ -27,17 +27,15 @@ from lthlib.widgets import (
     SubsetSumExplorer,
     UniversalExplorer,
     loaded,
-    rotation,
 )
 from lthlib.widgets import sketch as sketch_room
-from lthlib.widgets.bases import Turns, basis_facts
+from lthlib.widgets.bases import Turns, basis_facts, largest, rotation
 from lthlib.widgets.claims_board import claim_facts, key_of, page_of
-from lthlib.widgets.elastic import blocks, elastic_facts, example_ticket
+from lthlib.widgets.elastic import elastic_facts, example_ticket, map_picture
 from lthlib.widgets.explorer import Explorer
-from lthlib.widgets.expressions import FUNCTIONS, parse
 from lthlib.widgets.sketch import SAMPLERS, sketch_facts, synthetic
 from lthlib.widgets.subset_sums import subset_facts, walk
-from lthlib.widgets.universal import universal_facts
+from lthlib.widgets.universal import FUNCTIONS, expression, universal_facts
 
 MOVES: dict[type[Explorer], dict[str, Any]] = {
     SketchExplorer: {"tau": 0.3, "sampler": "gumbel, exact count", "density": 0.5},
@@ -167,7 +165,7 @@ def test_a_path_turns_the_identity_into_the_basis_and_stays_orthonormal(size: in
     matrix = np.linalg.qr(np.random.default_rng(size).normal(size=(size, size)))[0]
     for sign in (1, -1):
         matrix[0] *= sign
-        along = rotation.path(matrix)
+        along = rotation(matrix)
         assert np.allclose(along.at(0), np.eye(size))
         assert np.allclose(np.abs(along.at(1)), np.abs(matrix), atol=1e-8)
         assert np.allclose(along.at(1)[:-1], matrix[:-1], atol=1e-8)
@@ -177,21 +175,21 @@ def test_a_path_turns_the_identity_into_the_basis_and_stays_orthonormal(size: in
 
 
 def test_half_turns_are_found_in_pairs() -> None:
-    along = rotation.path(np.diag([-1.0, 1.0, -1.0, -1.0, -1.0]))
+    along = rotation(np.diag([-1.0, 1.0, -1.0, -1.0, -1.0]))
     assert np.allclose(along.at(1), np.diag([-1.0, 1.0, -1.0, -1.0, -1.0]))
     assert np.allclose(along.at(0.5) @ along.at(0.5).T, np.eye(5))
     with pytest.raises(InputError, match="orthonormal rows"):
-        rotation.path(np.ones((2, 2)))
+        rotation(np.ones((2, 2)))
     with pytest.raises(InputError, match="a share of coefficients"):
-        rotation.largest(torch.ones(3), 0)
+        largest(torch.ones(3), 0)
 
 
 def test_energy_on_the_way_is_canonical_at_first_and_the_basiss_at_last() -> None:
-    turns = Turns(loaded.small())
+    turns = Turns(loaded.example())
     chosen: dict[str, Any] = {"basis": "svd", "layer": "5.weight", "weights": "trained", "density": 0.1, "seed": 0}
     start, half, end = (basis_facts(turns, turn=turn, **chosen) for turn in (0, 0.5, 1))
     assert np.allclose(start.now, start.canonical)
-    assert np.allclose(end.now, end.there)
+    assert np.allclose(end.now, end.target)
     assert start.share < half.share < end.share
     whole = basis_facts(turns, turn=0.5, **{**chosen, "density": 1.0})
     assert np.nanmax(np.abs(whole.rebuilt - whole.weights)) < 1e-10
@@ -217,7 +215,7 @@ def test_the_predicted_density_is_that_of_the_carried_ticket() -> None:
 
 def test_blocks_show_each_unit_and_pale_copies() -> None:
     facts = elastic_facts(example_ticket("resnet-14-w8", 0.1), "resnet-20-w8", longest=4)
-    sheet, labels = blocks(facts)
+    sheet, labels = map_picture(facts)
     assert sheet.shape == (8, 4, 3)
     assert [labels[1, place] for place in range(3)] == ["0", "1", "1"]
     assert (sheet[1, 2] > sheet[1, 1]).all()
@@ -253,7 +251,7 @@ def test_measured_accuracy_is_told_where_there_is_any_and_mistakes_are_named() -
 )
 def test_typed_functions_are_read(text: str, expected: Any) -> None:
     x = np.linspace(0, 1, 7)
-    assert np.allclose(parse(text)(x), expected(x))
+    assert np.allclose(expression(text)(x), expected(x))
 
 
 @pytest.mark.parametrize(
@@ -280,11 +278,11 @@ def test_typed_functions_are_read(text: str, expected: Any) -> None:
 )
 def test_what_is_no_arithmetic_is_refused(text: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        parse(text)
+        expression(text)
 
 
 def test_a_power_tower_overflows_quietly_instead_of_growing() -> None:
-    assert np.isinf(parse("9**9**9**9 + x")(np.zeros(2))).all()
+    assert np.isinf(expression("9**9**9**9 + x")(np.zeros(2))).all()
     with pytest.raises(InputError, match="unbounded"):
         universal_facts(text="9**9**9", knots=4)
     with pytest.raises(InputError, match="NaN"):
@@ -295,7 +293,7 @@ def test_a_power_tower_overflows_quietly_instead_of_growing() -> None:
 @given(st.text(alphabet="x0123456789.+-*/%^(), esincoqrtablgpmdhfx_'[]{}:", max_size=40))
 def test_any_text_is_a_function_or_bad_input(text: str) -> None:
     try:
-        values = parse(text)(np.linspace(0, 1, 5))
+        values = expression(text)(np.linspace(0, 1, 5))
     except InputError as error:
         assert "\n" not in str(error)
     else:

@@ -23,7 +23,7 @@ from lthlib.errors import InputError
 from lthlib.evidence.grids import verdict_table
 from lthlib.evidence.statements import statement_table
 from lthlib.ticket import Ticket, _digest
-from lthlib.widgets.expressions import parse
+from lthlib.widgets.universal import expression
 from lthlib.workbook import execution, ray_engine, sweep
 from lthlib.workbook.html import to_html
 from lthlib.workbook.plain_yaml import read_yaml
@@ -145,7 +145,7 @@ def test_typed_functions_are_arithmetic_or_refused(text: str, tmp_path: Path, mo
 
     monkeypatch.chdir(tmp_path)
     with suppress(InputError):
-        parse(text)(np.zeros(2))
+        expression(text)(np.zeros(2))
     assert list(tmp_path.iterdir()) == []
 
 
