@@ -22,7 +22,7 @@ from lthlib import basis as bases_room
 from lthlib.basis import Basis, bases
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
-from lthlib.models.architecture import Architecture, prunable, skeleton
+from lthlib.models.architecture import Architecture, build, prunable, skeleton
 from lthlib.models.architecture import architecture as named_architecture
 from lthlib.models.initial import initial_state
 from lthlib.models.own import Factory
