@@ -64,7 +64,9 @@ def _settings(run: Path) -> str:
     facts = json.loads((run / manifest.FILE).read_text(encoding="utf-8"))
     hidden = ("out_dir", "data_dir", "profile", "device")
     shown = ", ".join(f"{name} {value}" for name, value in facts["parameters"].items() if name not in hidden)
-    return f"{shown}. Commit {str(facts['code'].get('commit') or 'unknown')[:7]}, {facts.get('seconds', 0):.0f} s."
+    commit = str(facts["code"].get("commit") or "unknown")[:7]
+    where = manifest.computed_on(facts) or "an unknown device"
+    return f"{shown}. Commit {commit}, {facts.get('seconds', 0):.0f} s on {where}."
 
 
 def _tables(run: Path) -> list[str]:

@@ -69,6 +69,19 @@ def versions() -> dict[str, str]:
     return found
 
 
+def computed_on(facts: Mapping[str, Any]) -> str:
+    """What a kept digit is compared under, as far as the manifest says it: processor or GPU, threads, MKL's mode, torch."""
+    threads, mkl, versions_ = facts.get("threads"), facts.get("mkl"), facts.get("versions")
+    torch = versions_.get("torch") if isinstance(versions_, dict) else None
+    parts = [
+        facts.get("device"),
+        threads and f"{threads} thread{'' if threads == 1 else 's'}",
+        mkl and f"MKL {mkl}",
+        torch and f"torch {torch}",
+    ]
+    return ", ".join(str(part) for part in parts if part) if parts[0] else ""
+
+
 def portable(value: Any) -> Any:
     """A parameter as the manifest shows it: of an absolute path (also after `folder:`) only the last part."""
     if isinstance(value, list):

@@ -42,7 +42,7 @@ class Reproduction:
     run: Run
     old: Mapping[str, Any]
     new: Mapping[str, Any]
-    device: str
+    computed_on: str
     seconds: float
     same: bool
     whole: bool
@@ -76,7 +76,7 @@ class Reproduction:
             ("95 % interval", *(" to ".join(map(short_number, one["ci"])) for one in (self.old, self.new))),
             ("n", *(str(one["n"]) for one in (self.old, self.new))),
             ("verdict", self.old["verdict"], self.new["verdict"] + ("" if self.whole else " (for this claim alone)")),
-            ("on", str(self.run.facts.get("device")), self.device),
+            ("on", manifest.computed_on(self.run.facts), self.computed_on),
             ("commit", *(str(one)[:7] for one in (code.get("commit"), manifest.git_state()["commit"]))),
             ("seconds", f"{self.run.facts.get('seconds', 0):.0f}, whole notebook", f"{self.seconds:.0f}"),
         ]
@@ -143,7 +143,8 @@ def reproduce(run: Run, claim_id: str, settings: Sequence[str], out: str, *, who
         and _computing(run.facts.get("versions", {})) == _computing(manifest.versions())
     )
     identity = stated(run.notebook, margin=float(values.get("margin", 1.0)))[claim_id].kind == "exact"
-    return Reproduction(run, old, new, str(usage.get("device")), perf_counter() - start, same, whole, identity)
+    computed_on = manifest.computed_on({**usage, "versions": manifest.versions()})
+    return Reproduction(run, old, new, computed_on, perf_counter() - start, same, whole, identity)
 
 
 def recorded(run: Run, notebook: Notebook, settings: Sequence[str] = ()) -> dict[str, Any]:
