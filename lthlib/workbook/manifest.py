@@ -54,7 +54,7 @@ def git_state() -> dict[str, Any]:
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that lthlib asks for."""
-    found = {"python": python_version(), "lthlib": lthlib.__version__}
+    installed = {"python": python_version(), "lthlib": lthlib.__version__}
     try:
         required = metadata.requires("lthlib") or []
     except metadata.PackageNotFoundError:
@@ -63,14 +63,14 @@ def versions() -> dict[str, str]:
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         if "extra ==" not in requirement:
             try:
-                found[name] = metadata.version(name)
+                installed[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
                 continue
-    return found
+    return installed
 
 
 def computed_on(facts: Mapping[str, Any]) -> str:
-    """What a kept digit is compared under, as far as the manifest says it: processor or GPU, threads, MKL's mode, torch."""
+    """What a kept digit is compared under, as far as it is recorded: processor or GPU, threads, MKL's mode, torch."""
     threads, mkl, versions_ = facts.get("threads"), facts.get("mkl"), facts.get("versions")
     torch = versions_.get("torch") if isinstance(versions_, dict) else None
     parts = [
