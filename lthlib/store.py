@@ -151,23 +151,25 @@ class Store:
 
         `work(indices)` computes the missing ones together, in that order; where it yields them one by one, each is
         kept at once. `save` and `load` write and read one folder. Two processes asking for one key do its work once:
-        the second waits for the first. A damaged entry is set aside with a warning and computed anew.
+        the second waits for the first. A damaged entry is set aside with a warning and computed anew: `load` says that
+        of one by InputError or what else a file's content raises (OSError, ValueError, KeyError); other errors are
+        mistakes of `load` itself and go on to the caller.
         """
         names = [key(fields) for fields in parameters]
         with ExitStack() as locks:
             # In one order for all processes, or two could wait for each other's locks.
             for name in sorted(set(names)):
                 locks.enter_context(self.locked(name))
-            found = {index: self._read(self.folder / name, load) for index, name in enumerate(names)}
-            missing = [index for index, value in found.items() if value is None]
+            values = {index: self._read(self.folder / name, load) for index, name in enumerate(names)}
+            missing = [index for index, value in values.items() if value is None]
             for index, value in zip(missing, work(missing) if missing else (), strict=True):
                 entry = self.folder / names[index]
                 entry.mkdir(exist_ok=True)
                 write_json(entry / "parameters.json", dict(parameters[index]))
                 save(value, entry)
                 seal(entry)
-                found[index] = value
-            return [value for value in found.values() if value is not None]
+                values[index] = value
+            return [value for value in values.values() if value is not None]
 
     def _read(self, entry: Path, load: Callable[[Path], Value]) -> Value | None:
         if not (entry / "checksums.json").exists():
@@ -175,7 +177,7 @@ class Store:
         try:
             verify(entry)
             return load(entry)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError) as error:
             aside = set_aside(entry)
             warnings.warn(f"{entry} is damaged ({error}); set aside as {aside.name}, computed anew", stacklevel=3)
             return None
@@ -204,7 +206,7 @@ def verify(folder: Path) -> None:
     """Raises InputError, naming the file, unless every sealed file of the folder is there unchanged."""
     text = (folder / "checksums.json").read_text(encoding="utf-8")
     sealed = json.loads(text)
-    if text != json_text(sealed):
+    if not isinstance(sealed, dict) or text != json_text(sealed):
         raise InputError(f"{str(folder / 'checksums.json')!r} is not as it was written")
     for name, digest in sealed.items():
         if not (folder / name).is_file() or checksum(folder / name) != digest:

@@ -105,7 +105,10 @@ def save(value: int, folder: Path) -> None:
 
 
 def load(folder: Path) -> int:
-    return json.loads((folder / "value.json").read_text(encoding="utf-8"))["value"]
+    record = json.loads((folder / "value.json").read_text(encoding="utf-8"))
+    if not isinstance(record, dict):
+        raise InputError(f"value.json holds no mapping but {record!r}")
+    return record["value"]
 
 
 def run(store: Store, numbers: list[int], done: list[int] | None = None, dies_at: int | None = None) -> list[int]:
@@ -168,6 +171,7 @@ def entry_of(folder: Path, number: int) -> Path:
         ("parameters.json", b"{}"),
         ("checksums.json", b""),
         ("checksums.json", b"[1, 2]"),
+        ("checksums.json", b"[\n 1,\n 2\n]\n"),  # laid out as ours are
         ("checksums.json", b'"text"'),
         ("checksums.json", b"\xff\xfe"),
         ("checksums.json", b'{"../value.json": "00"}'),
@@ -198,6 +202,29 @@ def test_an_entry_that_no_longer_loads_is_computed_anew(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="is damaged"):
         assert run(store, [3], done) == [9]
     assert done == [3]
+
+
+@pytest.mark.parametrize("content", [[9], {}, {"other": 9}])
+def test_content_that_is_not_ours_is_damage(tmp_path: Path, content: object) -> None:
+    run(Store(tmp_path), [3])
+    write_json(entry_of(tmp_path, 3) / "value.json", content)
+    seal(entry_of(tmp_path, 3))
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert run(Store(tmp_path), [3]) == [9]
+
+
+@pytest.mark.parametrize("mistake", [AttributeError, TypeError, RuntimeError])
+def test_a_mistake_in_reading_is_no_damage(tmp_path: Path, mistake: type[Exception]) -> None:
+    run(Store(tmp_path), [3])
+
+    def mistaken(folder: Path) -> int:
+        raise mistake("a bug of ours")
+
+    with pytest.raises(mistake, match="a bug of ours"):
+        Store(tmp_path).compute([{"number": 3}], lambda _: [0], save, mistaken)
+    assert run(Store(tmp_path), [3], done := []) == [9]
+    assert done == []
+    assert not list(tmp_path.glob("*.damaged-*"))
 
 
 def test_an_entry_says_what_it_is_of(tmp_path: Path) -> None:

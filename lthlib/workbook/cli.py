@@ -103,16 +103,16 @@ def sweep(
 
     if engine not in ("local", "ray"):
         raise unknown("engine", engine, ("local", "ray"))
-    found = sweeps.load(grid)
-    shared = sweeps.address_of(found, share)
-    planned = sweeps.runs(found, out, shared=shared)
-    tasks, folder = [run.task for run in planned], sweeps.folder_of(found, out)
+    chosen = sweeps.read_grid(grid)
+    shared = sweeps.address_of(chosen, share)
+    planned = sweeps.runs(chosen, out, shared=shared)
+    tasks, folder = [run.task for run in planned], sweeps.folder_of(chosen, out)
     runner.writable(folder)
     if shared:
         remote.check(shared)
     devices = sorted({str(task.parameters.get("device", "auto")) for task in tasks})
     if engine == "ray":
-        events = ray_engine.progress(
+        events = ray_engine.progress_on_ray(
             tasks, address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, force=force
         )
     else:
@@ -235,12 +235,12 @@ def reproduce(
 
     run, _ = room.find_claim(claim, project_path(reference), profile)
     try:
-        found = room.reproduce(run, claim, settings or [], out, whole=whole)
+        reproduction = room.reproduce(run, claim, settings or [], out, whole=whole)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    print(found.report())
-    if not found.agrees:
+    print(reproduction.report())
+    if not reproduction.agrees:
         raise typer.Exit(1)
 
 

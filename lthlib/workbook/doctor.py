@@ -21,14 +21,14 @@ DATASETS = ("mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100", "svhn")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, whether it is well, and what was found."""
+    """One line: what was looked at, whether it is well, and its state."""
 
     what: str
     well: bool
-    found: str
+    state: str
 
     def __str__(self) -> str:
-        return f"{'ok' if self.well else 'BAD':<3}  {self.what:<8}  {self.found}"
+        return f"{'ok' if self.well else 'BAD':<3}  {self.what:<8}  {self.state}"
 
 
 def examine(out: Path, data_dir: Path) -> Iterator[Finding]:
@@ -51,34 +51,37 @@ def _packages() -> Finding:
         required = [Requirement(text) for text in metadata.requires("lthlib") or []]
     except metadata.PackageNotFoundError:
         return Finding("versions", False, "lthlib is not installed in this Python (./run_all.sh installs it)")
-    for one in required:
-        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
+    for requirement in required:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            if not one.specifier.contains(there := metadata.version(one.name), prereleases=True):
-                wrong.append(f"{one.name} {there} is not {one.specifier}")
+            present = metadata.version(requirement.name)
+            if not requirement.specifier.contains(present, prereleases=True):
+                wrong.append(f"{requirement.name} {present} is not {requirement.specifier}")
         except metadata.PackageNotFoundError:
-            wrong.append(f"{one.name} is missing")
-    found = versions()
-    named = ", ".join(f"{name} {found[name]}" for name in ("python", "lthlib", "torch", "numpy") if name in found)
+            wrong.append(f"{requirement.name} is missing")
+    installed = versions()
+    named = ", ".join(
+        f"{name} {installed[name]}" for name in ("python", "lthlib", "torch", "numpy") if name in installed
+    )
     return Finding("versions", not wrong, "; ".join([named, *wrong]))
 
 
 def _device() -> Finding:
     import torch
 
-    found = f"{processor()}, {cores()} cores"
+    processors = f"{processor()}, {cores()} cores"
     if not torch.cuda.is_available():
-        return Finding("device", True, f"{found}; no CUDA device")
+        return Finding("device", True, f"{processors}; no CUDA device")
     try:
         # A driver that does not fit is noticed only when something is computed.
         for index in range(torch.cuda.device_count()):
             torch.ones(8, device=f"cuda:{index}").sum().item()
             free, total = torch.cuda.mem_get_info(index)
-            found += f"; cuda:{index} {torch.cuda.get_device_name(index)}, {_size(free)} of {_size(total)} free"
+            processors += f"; cuda:{index} {torch.cuda.get_device_name(index)}, {_size(free)} of {_size(total)} free"
     except RuntimeError as error:
-        return Finding("device", False, f"{found}; CUDA is there but fails: {str(error).splitlines()[0]}")
-    return Finding("device", True, found)
+        return Finding("device", False, f"{processors}; CUDA is there but fails: {str(error).splitlines()[0]}")
+    return Finding("device", True, processors)
 
 
 def _rounding() -> Finding:
@@ -86,13 +89,13 @@ def _rounding() -> Finding:
     from lthlib.rounding import mkl_mode, neighbours_leave_no_trace
 
     well = neighbours_leave_no_trace()
-    found = "the same digits" if well else "other digits"
-    return Finding("rounding", well, f"a replicate has {found} alone and beside others (MKL's mode: {mkl_mode()})")
+    digits = "the same digits" if well else "other digits"
+    return Finding("rounding", well, f"a replicate has {digits} alone and beside others (MKL's mode: {mkl_mode()})")
 
 
 def _disk(out: Path) -> Finding:
-    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
     return Finding("disk", free >= FREE_DISK, f"{_size(free)} free for {out} (at least {_size(FREE_DISK)})")
 
 
@@ -110,10 +113,10 @@ def _memory() -> Finding:
 
 def _access(out: Path, data_dir: Path) -> Iterator[Finding]:
     for what, folder in (("results", out), ("data", data_dir)):
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         try:
             # Of a folder that is not there yet the one above is tried: to look must leave nothing behind.
-            TemporaryFile(dir=there).close()
+            TemporaryFile(dir=existing).close()
         except OSError as error:
             yield Finding(what, False, f"cannot write {str(folder)!r}: {error.strerror} (choose a writable folder)")
         else:

@@ -42,20 +42,20 @@ def export(ticket_file: str, form: str, out: str, device: str = "cpu") -> str:
     plain = deployment.dense(ticket)
     run: Run | None
     if form == "onnx":
-        found = plain
+        deployed = plain
         write_atomically(out, lambda path: write_onnx(plain.module, ticket, path))
         run = onnx_run(out)
     elif form == "torch-2:4":
-        found = deployment.two_four(ticket)
+        deployed = deployment.two_four(ticket)
         run = deployment.semi_structured(deployment.two_four(ticket).module, device)
-        deployment.save(found, out)
+        deployment.save(deployed, out)
     else:
-        found = {"factored": deployment.factored, "csr": deployment.sparse_rows}[form](ticket)
-        run = found.module.to(device)
-        deployment.save(found, out)
+        deployed = {"factored": deployment.factored, "csr": deployment.sparse_rows}[form](ticket)
+        run = deployed.module.to(device)
+        deployment.save(deployed, out)
     before, after = measure(plain, run, Path(out), device, half=form == "torch-2:4")
     head = f"{ticket_file}: {ticket.architecture.name}, density {ticket.density:.4g}, as {form} in {out}"
-    return "\n".join([head, *found.notes, *_table(before, after), *honest(form, before, after)])
+    return "\n".join([head, *deployed.notes, *_table(before, after), *honest(form, before, after)])
 
 
 def measure(
@@ -86,13 +86,13 @@ def latencies(runs: Sequence[tuple[Run, torch.Tensor]]) -> list[float]:
     seconds: list[list[float]] = [[] for _ in runs]
     with torch.inference_mode():
         for _ in range(REPEATS + 3):
-            for found, (run, images) in zip(seconds, runs, strict=True):
+            for taken, (run, images) in zip(seconds, runs, strict=True):
                 start = perf_counter()
                 run(images)
                 if images.is_cuda:
                     torch.cuda.synchronize()
-                found.append(perf_counter() - start)
-    return [median(found[3:]) for found in seconds]
+                taken.append(perf_counter() - start)
+    return [median(taken[3:]) for taken in seconds]
 
 
 def write_onnx(module: nn.Module, ticket: Ticket, path: Path) -> None:
@@ -150,6 +150,6 @@ def _table(before: Measured, after: Measured) -> list[str]:
     return [f"{name:<14}{dense:>14}{exported:>14}" for name, dense, exported in rows]
 
 
-def _images(found: Deployment, batch: int, device: str) -> torch.Tensor:
+def _images(deployed: Deployment, batch: int, device: str) -> torch.Tensor:
     source = torch.Generator().manual_seed(0)
-    return torch.rand(batch, *found.description["architecture"]["input_shape"], generator=source).to(device)
+    return torch.rand(batch, *deployed.description["architecture"]["input_shape"], generator=source).to(device)

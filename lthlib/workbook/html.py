@@ -70,10 +70,10 @@ def mathml(latex: str, display: str = "inline") -> str:
     for pattern, replacement in _SAME:
         formula = pattern.sub(replacement, formula)
     try:
-        found = convert(formula, display=display)
+        rendered = convert(formula, display=display)
         # Unknown commands come back as they were, backslash and all, and stray `&` as broken XML.
-        if "\\" not in "".join(ElementTree.fromstring(_named(found)).itertext()):
-            return found
+        if "\\" not in "".join(ElementTree.fromstring(_named(rendered)).itertext()):
+            return rendered
     except Exception:
         # The library raises an error of its own for each way in which a formula is malformed.
         pass
@@ -151,4 +151,4 @@ def _static(notebook: NotebookNode) -> NotebookNode:
 
 def _named(markup: str) -> str:
     """XML knows only five named entities; HTML's others are written as characters."""
-    return re.sub(r"&(?!(?:amp|lt|gt|quot|apos|#\w+);)\w+;", lambda found: html.unescape(found[0]), markup)
+    return re.sub(r"&(?!(?:amp|lt|gt|quot|apos|#\w+);)\w+;", lambda entity: html.unescape(entity[0]), markup)

@@ -38,7 +38,7 @@ def keep(run: Path, into: Path, *, figures: bool = True) -> list[Path]:
     for path in tables:
         write_atomically(target / path.name, partial(shutil.copyfile, path))
     for path in manifest.result_files(target):
-        if path.name not in {one.name for one in tables}:
+        if path.name not in {table.name for table in tables}:
             path.unlink()
     manifest.write(target, facts)
     return [target / path.name for path in files]
@@ -63,7 +63,9 @@ def _settings(run: Path) -> str:
     facts = json.loads((run / manifest.FILE).read_text(encoding="utf-8"))
     hidden = ("out_dir", "data_dir", "profile", "device")
     shown = ", ".join(f"{name} {value}" for name, value in facts["parameters"].items() if name not in hidden)
-    return f"{shown}. Commit {str(facts['code'].get('commit') or 'unknown')[:7]}, {facts.get('seconds', 0):.0f} s."
+    commit = str(facts["code"].get("commit") or "unknown")[:7]
+    where = manifest.computed_on(facts) or "an unknown device"
+    return f"{shown}. Commit {commit}, {facts.get('seconds', 0):.0f} s on {where}."
 
 
 def _tables(run: Path) -> list[str]:
@@ -93,8 +95,8 @@ def _table(frame: Any, table: Mapping[str, Any]) -> list[str]:
         part = frame[frame[rows] == key]
         cells = []
         for name in names:
-            one = mean_interval(part.loc[part[columns] == name, value])
-            cells.append(f"{one.estimate:.2f} [{one.low:.2f}, {one.high:.2f}]" if one.n else "")
+            interval = mean_interval(part.loc[part[columns] == name, value])
+            cells.append(f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]" if interval.n else "")
         # A level of pruning is told by its density.
         body.append([f"{part['density'].mean():.3f}" if rows == "round" else _text(key), *cells])
     head = ["density" if rows == "round" else rows, *map(_text, names)]
@@ -105,14 +107,14 @@ def _verdicts(run: Path) -> list[str]:
     records = json.loads((run / "claims.json").read_text(encoding="utf-8"))
     rows = [
         [
-            f"{one['id']}: {one['claim']}",
-            one["verdict"],
-            short_number(one["estimate"]),
-            " to ".join(map(short_number, one["ci"])),
-            short_number(one["margin"]),
-            str(one["n"]),
+            f"{claim['id']}: {claim['claim']}",
+            claim["verdict"],
+            short_number(claim["estimate"]),
+            " to ".join(map(short_number, claim["ci"])),
+            short_number(claim["margin"]),
+            str(claim["n"]),
         ]
-        for one in records
+        for claim in records
     ]
     return ["", *markdown_table(["claim", "verdict", "estimate", "95 % interval", "margin", "n"], rows)]
 

@@ -56,22 +56,22 @@ def write_report(path: Path) -> None:
 def usage() -> dict[str, Any]:
     """Device, threads and peak memory of this process so far; memory in bytes, device memory as torch allocated it."""
     torch = sys.modules.get("torch")
-    found: dict[str, Any] = {"device": processor(), "peak_memory_bytes": peak_memory()}
+    used: dict[str, Any] = {"device": processor(), "peak_memory_bytes": peak_memory()}
     if torch is None:
-        return found
+        return used
     from lthlib.rounding import mkl_mode, neighbours_leave_no_trace
 
-    found["threads"] = torch.get_num_threads()
-    found["mkl"] = mkl_mode()
-    found["neighbours_leave_no_trace"] = neighbours_leave_no_trace()
-    found["deterministic"] = torch.are_deterministic_algorithms_enabled()
+    used["threads"] = torch.get_num_threads()
+    used["mkl"] = mkl_mode()
+    used["neighbours_leave_no_trace"] = neighbours_leave_no_trace()
+    used["deterministic"] = torch.are_deterministic_algorithms_enabled()
     if torch.cuda.is_initialized():
-        found["device"] = torch.cuda.get_device_name()
-        found["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
-        found["cuda"] = torch.version.cuda
-        found["cudnn"] = torch.backends.cudnn.version()
-        found["tf32"] = torch.backends.cuda.matmul.allow_tf32
-    return found
+        used["device"] = torch.cuda.get_device_name()
+        used["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
+        used["cuda"] = torch.version.cuda
+        used["cudnn"] = torch.backends.cudnn.version()
+        used["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    return used
 
 
 def peak_memory() -> int:

@@ -308,6 +308,7 @@ def ledger_page(runs: Sequence[Run], out: Path) -> str:
 def _shown(run: Run, out: Path) -> dict[str, Any]:
     facts = run.facts
     commit = str(facts.get("code", {}).get("commit") or "unknown")[:7]
+    where = manifest.computed_on(facts) or "an unknown device"
 
     def links(*names: str) -> list[dict[str, str]]:
         paths = [path for name in names for path in sorted(run.folder.glob(name))]
@@ -318,7 +319,7 @@ def _shown(run: Run, out: Path) -> dict[str, Any]:
         "notebook": run.notebook,
         "profile": run.profile,
         "title": facts.get("title", run.notebook),
-        "made": f"commit {commit}, {facts.get('seconds', 0):.0f} s on {facts.get('device') or 'an unknown device'}",
+        "made": f"commit {commit}, {facts.get('seconds', 0):.0f} s on {where}",
         "datasets": ", ".join(dict.fromkeys(claim["dataset"] for claim in run.claims)),
         "counts": verdict_counts([run]),
         "command": run.command,

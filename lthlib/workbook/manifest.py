@@ -53,7 +53,7 @@ def git_state() -> dict[str, Any]:
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that lthlib asks for."""
-    found = {"python": python_version(), "lthlib": lthlib.__version__}
+    installed = {"python": python_version(), "lthlib": lthlib.__version__}
     try:
         required = metadata.requires("lthlib") or []
     except metadata.PackageNotFoundError:
@@ -62,10 +62,23 @@ def versions() -> dict[str, str]:
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         if "extra ==" not in requirement:
             try:
-                found[name] = metadata.version(name)
+                installed[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
                 continue
-    return found
+    return installed
+
+
+def computed_on(facts: Mapping[str, Any]) -> str:
+    """What a kept digit is compared under, as far as it is recorded: processor or GPU, threads, MKL's mode, torch."""
+    threads, mkl, versions_ = facts.get("threads"), facts.get("mkl"), facts.get("versions")
+    torch = versions_.get("torch") if isinstance(versions_, dict) else None
+    parts = [
+        facts.get("device"),
+        threads and f"{threads} thread{'' if threads == 1 else 's'}",
+        mkl and f"MKL {mkl}",
+        torch and f"torch {torch}",
+    ]
+    return ", ".join(str(part) for part in parts if part) if parts[0] else ""
 
 
 def portable(value: Any) -> Any:

@@ -76,12 +76,12 @@ def find(selection: Sequence[str], known: dict[str, Path]) -> list[Path]:
         if not known:
             raise InputError("there are no notebooks in the notebooks folder (name one by its path)")
         return list(known.values())
-    found = {_find_one(text, known): None for text in selection}
-    names = [path.stem for path in found]
+    chosen = {_find_one(text, known): None for text in selection}
+    names = [path.stem for path in chosen]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise InputError(f"two notebooks are named {twice!r}, and their results would share a folder (run them apart)")
-    return list(found)
+    return list(chosen)
 
 
 def _find_one(text: str, known: dict[str, Path]) -> Path:

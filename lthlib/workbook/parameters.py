@@ -108,7 +108,7 @@ def read_cell(source: str, where: str) -> dict[str, Parameter]:
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
-    found: dict[str, Parameter] = {}
+    parameters: dict[str, Parameter] = {}
     for statement in statements:
         here = f"{where}: parameters cell, line {statement.lineno}"
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
@@ -116,10 +116,10 @@ def read_cell(source: str, where: str) -> dict[str, Parameter]:
         last = statement.end_lineno or statement.lineno
         comment = " ".join(comments[line] for line in range(statement.lineno, last + 1) if line in comments)
         name = statement.target.id
-        if name in found:
+        if name in parameters:
             raise InputError(f"{here}: {name!r} is given twice")
-        found[name] = _parameter(name, statement, comment, here)
-    return found
+        parameters[name] = _parameter(name, statement, comment, here)
+    return parameters
 
 
 def check_all(parameters: Mapping[str, Parameter], values: Mapping[str, object]) -> dict[str, Any]:
@@ -185,13 +185,13 @@ def _limits(comment: str, kind: Kind, here: str) -> tuple[str, Limits | None]:
     if text.startswith("one of ") and scalar.name == "str":
         choices = tuple(choice.strip() for choice in text.removeprefix("one of ").split(","))
         return bracket["help"], Limits(", ".join(choices), choices=choices)
-    found = _RANGE.fullmatch(text)
-    if found and scalar.name in ("int", "float") and (found["low"] or found["sign"]):
+    span = _RANGE.fullmatch(text)
+    if span and scalar.name in ("int", "float") and (span["low"] or span["sign"]):
         bounds = []
-        if found["low"]:
-            bounds.append((found["above"].replace("<", ">"), float(found["low"])))
-        if found["sign"]:
-            bounds.append((found["sign"], float(found["bound"])))
+        if span["low"]:
+            bounds.append((span["above"].replace("<", ">"), float(span["low"])))
+        if span["sign"]:
+            bounds.append((span["sign"], float(span["bound"])))
         if len(bounds) == 1 or bounds[1][0].startswith("<"):
             return bracket["help"], Limits(text, bounds=tuple(bounds))
     raise InputError(

@@ -21,7 +21,7 @@ def plan(
     folder = folder or notebooks_folder()
     paths = catalogue(folder)
     selected = [read(path) for path in find(selection, paths)]
-    chosen = profiles.load(profile, folder / "profiles")
+    chosen = profiles.read_profile(profile, folder / "profiles")
     known: list[Notebook] = []
     for name, path in paths.items():
         if not any(notebook.path == path for notebook in selected):

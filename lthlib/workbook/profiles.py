@@ -30,7 +30,7 @@ class Profile:
     notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def load(text: str, folder: Path) -> Profile:
+def read_profile(text: str, folder: Path) -> Profile:
     """The profile called `text` in `folder`, or in the file `text` if that ends in .yaml or .yml.
 
     Raises InputError where there is none, or where it is more or less than described above.

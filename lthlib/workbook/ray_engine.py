@@ -17,7 +17,7 @@ RETRIES = 5  # of a run whose node or worker is lost, before it counts as failed
 POLL = 1.0  # seconds between looks at what has begun
 
 
-def progress(
+def progress_on_ray(
     tasks: Sequence[Task],
     *,
     address: str = "",

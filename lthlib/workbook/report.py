@@ -40,7 +40,7 @@ figcaption, .small { font-size: 0.85em; color: #555; }
 <tr>
 <td>{% if run.page %}<a href="{{ run.page }}">{{ run.title }}</a>{% else %}{{ run.title }}{% endif %}
 <div class="small">{{ run.name }}{% if run.started %}, {{ run.started }}{% endif %}
-{%- if run.device %}, {{ run.device }}{% endif %}</div></td>
+{%- if run.computed_on %}, {{ run.computed_on }}{% endif %}</div></td>
 <td class="{{ run.status }}">{{ run.status }}
 {%- if run.reason %}<div class="small">{{ run.reason }}</div>{% endif %}</td>
 <td class="number">{{ run.seconds }}</td>
@@ -166,7 +166,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "seconds": f"{facts['seconds']:.1f}" if isinstance(facts.get("seconds"), int | float) else "",
         "memory": f"{memory / 2**20:.0f} MiB" if isinstance(memory, int | float) else "",
         "started": str(facts.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
-        "device": facts.get("device"),
+        "computed_on": manifest.computed_on(facts),
         "verdicts": facts.get("verdicts", {}) if isinstance(facts.get("verdicts"), dict) else {},
         "claims": claims,
         "page": _link(page) if page.exists() else "",

@@ -41,7 +41,7 @@ class Reproduction:
     run: Run
     old: Mapping[str, Any]
     new: Mapping[str, Any]
-    device: str
+    computed_on: str
     seconds: float
     same: bool
     whole: bool
@@ -71,12 +71,12 @@ class Reproduction:
         code = self.run.facts.get("code", {})
         rows = [
             ("", "kept", "now"),
-            ("estimate", *(repr(one["estimate"]) for one in (self.old, self.new))),
-            ("95 % interval", *(" to ".join(map(short_number, one["ci"])) for one in (self.old, self.new))),
-            ("n", *(str(one["n"]) for one in (self.old, self.new))),
+            ("estimate", *(repr(claim["estimate"]) for claim in (self.old, self.new))),
+            ("95 % interval", *(" to ".join(map(short_number, claim["ci"])) for claim in (self.old, self.new))),
+            ("n", *(str(claim["n"]) for claim in (self.old, self.new))),
             ("verdict", self.old["verdict"], self.new["verdict"] + ("" if self.whole else " (for this claim alone)")),
-            ("on", str(self.run.facts.get("device")), self.device),
-            ("commit", *(str(one)[:7] for one in (code.get("commit"), manifest.git_state()["commit"]))),
+            ("on", manifest.computed_on(self.run.facts), self.computed_on),
+            ("commit", *(str(commit)[:7] for commit in (code.get("commit"), manifest.git_state()["commit"]))),
             ("seconds", f"{self.run.facts.get('seconds', 0):.0f}, whole notebook", f"{self.seconds:.0f}"),
         ]
         wide = max(len(row[1]) for row in rows)
@@ -102,12 +102,12 @@ def find_claim(claim_id: str, reference: Path, profile: str = "") -> tuple[Run, 
     runs = kept_runs(reference)
     if not runs:
         raise InputError(f"{str(reference)!r} holds no kept runs (keep some with `lth keep`)")
-    found = [(run, claim) for run in runs for claim in run.claims if claim["id"] == claim_id]
-    if not found:
+    kept = [(run, claim) for run in runs for claim in run.claims if claim["id"] == claim_id]
+    if not kept:
         raise unknown("claim", claim_id, sorted({claim["id"] for run in runs for claim in run.claims}))
-    chosen = [pair for pair in found if profile in ("", pair[0].profile)]
+    chosen = [pair for pair in kept if profile in ("", pair[0].profile)]
     if not chosen:
-        raise unknown(f"profile of claim {claim_id}", profile, sorted(run.profile for run, _ in found))
+        raise unknown(f"profile of claim {claim_id}", profile, sorted(run.profile for run, _ in kept))
     return min(chosen, key=lambda pair: float(pair[0].facts.get("seconds", 0)))
 
 
@@ -133,7 +133,7 @@ def reproduce(run: Run, claim_id: str, settings: Sequence[str], out: str, *, who
         else:
             usage = _run_excerpt(notebook, {**values, "out_dir": out_dir}, run, claim_id)
         records = read_claims(project_path(out_dir))
-    new = next((one for one in records if one["id"] == claim_id), None)
+    new = next((record for record in records if record["id"] == claim_id), None)
     if new is None:
         raise RuntimeError(f"{run.notebook} no longer decides {claim_id} with these settings")
     same = (
@@ -142,7 +142,8 @@ def reproduce(run: Run, claim_id: str, settings: Sequence[str], out: str, *, who
         and _computing(run.facts.get("versions", {})) == _computing(manifest.versions())
     )
     identity = stated(run.notebook, margin=float(values.get("margin", 1.0)))[claim_id].kind == "exact"
-    return Reproduction(run, old, new, str(usage.get("device")), perf_counter() - start, same, whole, identity)
+    computed_on = manifest.computed_on({**usage, "versions": manifest.versions()})
+    return Reproduction(run, old, new, computed_on, perf_counter() - start, same, whole, identity)
 
 
 def recorded(run: Run, notebook: Notebook, settings: Sequence[str] = ()) -> dict[str, Any]:
@@ -165,13 +166,13 @@ def recorded(run: Run, notebook: Notebook, settings: Sequence[str] = ()) -> dict
 
 
 def _settings(settings: Sequence[str]) -> dict[str, Any]:
-    found = {}
+    texts = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
             raise InputError(f"--set {setting}: expected name=value")
-        found[name.strip()] = text
-    return found
+        texts[name.strip()] = text
+    return texts
 
 
 @contextmanager

@@ -51,8 +51,8 @@ class Task:
     @property
     def key(self) -> str:
         """What the manifest of this run, once finished, has as its key."""
-        found = read(self.notebook)
-        return manifest.run_key(found, check_all(found.parameters, self.parameters))
+        notebook = read(self.notebook)
+        return manifest.run_key(notebook, check_all(notebook.parameters, self.parameters))
 
 
 @dataclass(frozen=True)
@@ -87,24 +87,24 @@ def run_notebook(
     comes back at once, busy. A run that is finished at the address `shared` is taken from there, and one that is not is
     sent there (see `remote`). Raises InputError for parameters that do not fit and for a folder that cannot be written.
     """
-    found = read(Path(notebook))
-    values = check_all(found.parameters, parameters)
-    if "out_dir" in found.parameters:
+    source = read(Path(notebook))
+    values = check_all(source.parameters, parameters)
+    if "out_dir" in source.parameters:
         values["out_dir"] = out_dir
     folder = project_path(out_dir)
     writable(folder.parent)
     with _alone(folder, patient) as alone:
         if not alone:
-            return Outcome(found.name, "busy", 0.0)
-        wanted = manifest.run_key(found, values)
+            return Outcome(source.name, "busy", 0.0)
+        wanted = manifest.run_key(source, values)
         facts = None if force else manifest.finished(folder, wanted)
         if facts is None and shared and not force:
             facts = remote.fetch(shared, folder, wanted)
         if facts is None:
             manifest.clear(folder)
-            outcome = _run(found, values, folder, wanted)
+            outcome = _run(source, values, folder, wanted)
         else:
-            outcome = Outcome(found.name, "skipped", facts["seconds"], verdicts=facts["verdicts"])
+            outcome = Outcome(source.name, "skipped", facts["seconds"], verdicts=facts["verdicts"])
         if shared and (outcome.status == "done" or (facts is not None and not remote.holds(shared, wanted))):
             remote.send(folder, shared)
         return outcome
@@ -225,10 +225,10 @@ def visible_gpus(devices: Iterable[str]) -> list[str]:
     try:
         # Not by torch, which takes seconds and holds hundreds of megabytes in a process that only waits.
         command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        listing = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return found.split()
+    return listing.split()
 
 
 def writable(folder: Path) -> None:

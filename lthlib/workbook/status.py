@@ -40,10 +40,10 @@ def status(folder: Path) -> list[State]:
     """
     plans = {path.parent: sweep.read_plan(path.parent) for path in sorted(folder.rglob(sweep.PLAN))}
     planned = [where / point / notebook for where, runs in plans.items() for point, notebook in runs]
-    found = list(dict.fromkeys([*planned, *_runs(folder)]))
-    if not found:
+    paths = list(dict.fromkeys([*planned, *_runs(folder)]))
+    if not paths:
         raise InputError(f"{str(folder)!r} holds no runs (make some with `lth run` or `lth sweep`)")
-    return [_state(path, folder) for path in found]
+    return [_state(path, folder) for path in paths]
 
 
 def summary(states: Sequence[State]) -> str:

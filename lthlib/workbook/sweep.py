@@ -52,7 +52,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of a sweep: the `point` of the grid that it is at, the values that make it so, and what to do."""
 
     point: str
@@ -65,46 +65,48 @@ class Run:
         return f"{self.point}/{self.task.name}"
 
 
-def load(path: Path | str) -> Grid:
+def read_grid(path: Path | str) -> Grid:
     """The grid in a file; InputError where it says more or less than a grid may."""
     path = Path(path)
     if path.suffix not in (".yaml", ".yml") or not re.fullmatch(r"\w[\w.-]*", path.stem):
         raise InputError(f"{str(path)!r} is no grid (valid: FILE.yaml; letters, digits, '_', '-' and '.')")
-    return parse(read_yaml_file(path, "grid"), path.stem)
+    return grid_from(read_yaml_file(path, "grid"), path.stem)
 
 
-def parse(found: object, name: str) -> Grid:
-    """The grid that a YAML value describes; raises InputError as `load` does."""
+def grid_from(content: object, name: str) -> Grid:
+    """The grid that a YAML value describes; raises InputError as `read_grid` does."""
     where = f"grid {name}"
-    if not isinstance(found, dict):
-        raise InputError(f"{where}: expected a mapping with the keys {', '.join(KEYS)}, got {ascii(found)[:60]}")
-    for key_ in found:
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected a mapping with the keys {', '.join(KEYS)}, got {ascii(content)[:60]}")
+    for key_ in content:
         if key_ not in KEYS:
             raise InputError(f"{where}: {unknown('key', key_, KEYS)}")
-    notebooks = found.get("notebooks")
-    if not isinstance(notebooks, list) or not notebooks or not all(isinstance(one, str | int) for one in notebooks):
+    notebooks = content.get("notebooks")
+    if not isinstance(notebooks, list) or not notebooks or not all(isinstance(item, str | int) for item in notebooks):
         raise InputError(
             f"{where}: notebooks: {ascii(notebooks)[:60]} is no list of notebooks (valid: such as [00, 01])"
         )
-    profile = found.get("profile", "quick")
+    profile = content.get("profile", "quick")
     if not isinstance(profile, str):
         raise InputError(f"{where}: profile: {ascii(profile)[:60]} is no name (valid: such as quick, or FILE.yaml)")
-    values = found.get("set")
+    values = content.get("set")
     values = {} if values is None else values
-    if not isinstance(values, dict) or not all(isinstance(one, str) for one in values):
+    if not isinstance(values, dict) or not all(isinstance(parameter, str) for parameter in values):
         raise InputError(f"{where}: set: {ascii(values)[:60]} is no mapping of names to lists of values")
-    if "seeds" in found:
+    if "seeds" in content:
         if "seeds" in values:
             raise InputError(f"{where}: seeds are given twice (valid: as a key, or in set)")
-        seeds = found["seeds"]
+        seeds = content["seeds"]
         values = {**values, "seeds": seeds if isinstance(seeds, list) else [seeds]}
-    for one, tried in values.items():
+    for parameter, tried in values.items():
         if not isinstance(tried, list) or not tried:
-            raise InputError(f"{where}: set: {one}: {ascii(tried)[:60]} is no list of values (valid: such as [1, 2])")
-    return Grid(name, tuple(str(one) for one in notebooks), profile, values)
+            raise InputError(
+                f"{where}: set: {parameter}: {ascii(tried)[:60]} is no list of values (valid: such as [1, 2])"
+            )
+    return Grid(name, tuple(str(notebook) for notebook in notebooks), profile, values)
 
 
-def runs(grid: Grid, out: str, folder: Path | None = None, shared: str = "") -> list[Run]:
+def runs(grid: Grid, out: str, folder: Path | None = None, shared: str = "") -> list[PlannedRun]:
     """All runs of a grid, notebook by notebook, the last parameter moving fastest; nothing is run yet.
 
     `folder` holds the notebooks and `profiles/`, as for `plan`; `shared` is the sweep's address, if it has one. Raises
@@ -113,7 +115,7 @@ def runs(grid: Grid, out: str, folder: Path | None = None, shared: str = "") -> 
     tasks = plan(grid.notebooks, grid.profile, [], out, folder)
     parameters = {task.name: read(task.notebook).parameters for task in tasks}
     problems, checked = [], {}
-    known = sorted({name for found in parameters.values() for name in found} - RESERVED.keys())
+    known = sorted({name for names in parameters.values() for name in names} - RESERVED.keys())
     for name, tried in grid.values.items():
         if name in RESERVED:
             problems.append(f"grid {grid.name}: {name} is filled by the runner (use {RESERVED[name]})")
@@ -127,7 +129,7 @@ def runs(grid: Grid, out: str, folder: Path | None = None, shared: str = "") -> 
     count = sum(prod(len(tried) for (of, _), tried in checked.items() if of == task.name) for task in tasks)
     if count > MOST:
         raise InputError(f"grid {grid.name}: {count:,} runs are too many (valid: at most {MOST:,})")
-    found = []
+    planned = []
     for task in tasks:
         axes = {name: tried for (of, name), tried in checked.items() if of == task.name}
         for chosen in product(*axes.values()):
@@ -137,8 +139,8 @@ def runs(grid: Grid, out: str, folder: Path | None = None, shared: str = "") -> 
             filled = {"out_dir": out_dir} if "out_dir" in parameters[task.name] else {}
             given = {**task.parameters, **values, **filled}
             address = f"{shared}/{point}/{task.name}" if shared else ""
-            found.append(Run(point, values, Task(task.notebook, given, out_dir, address)))
-    return found
+            planned.append(PlannedRun(point, values, Task(task.notebook, given, out_dir, address)))
+    return planned
 
 
 def _check(parameter: Parameter, tried: Sequence[object], where: str, problems: list[str]) -> list[Any]:
@@ -183,13 +185,13 @@ def _plain(value: Any) -> str:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         # What is joined by + must hold none itself, and [] would leave nothing to see.
-        return bool(value) and all(isinstance(one, str) and "+" not in one and _is_plain(one) for one in value)
+        return bool(value) and all(isinstance(item, str) and "+" not in item and _is_plain(item) for item in value)
     return isinstance(value, bool | int | float) or (
         isinstance(value, str) and bool(re.fullmatch(r"[\w.+-]+", value, re.ASCII))
     )
 
 
-def write_plan(folder: Path, planned: Sequence[Run], shared: str = "") -> None:
+def write_plan(folder: Path, planned: Sequence[PlannedRun], shared: str = "") -> None:
     """Writes `sweep.json`: every run, by point and notebook, with its values. `lth status` reads what is left there.
 
     It is sent to `shared`, the sweep's address, too.
@@ -206,15 +208,15 @@ def read_plan(folder: Path) -> list[tuple[str, str]]:
     """Point and notebook of every run of the sweep in `folder`; InputError where there is no readable plan."""
     try:
         planned = json.loads((folder / PLAN).read_text(encoding="utf-8"))["runs"]
-        found = [(run["point"], run["notebook"]) for run in planned]
-        if all(isinstance(name, str) and Path(name).name == name for pair in found for name in pair):
-            return found
+        pairs = [(run["point"], run["notebook"]) for run in planned]
+        if all(isinstance(name, str) and Path(name).name == name for pair in pairs for name in pair):
+            return pairs
         raise ValueError("a name that is no folder's")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{str(folder / PLAN)!r} is no readable plan: {error} (run the sweep again)") from error
 
 
-def write_table(folder: Path, planned: Sequence[Run]) -> Path | None:
+def write_table(folder: Path, planned: Sequence[PlannedRun]) -> Path | None:
     """Writes the metrics of all finished runs as one tidy table, `sweep.parquet`; None where no run has finished.
 
     In the order of the plan. Before its own columns each run's rows get `point`, `profile`, `notebook` and a column
@@ -241,24 +243,24 @@ def _finished(folder: Path) -> bool:
     return facts is not None and facts["status"] == "finished" and manifest.whole(folder, facts)
 
 
-def _rows(run: Run, names: Sequence[str]) -> "pd.DataFrame":
+def _rows(run: PlannedRun, names: Sequence[str]) -> "pd.DataFrame":
     from lthlib.evidence.results import read_metrics
 
     # The folder is this machine's affair; the point says the same.
-    found = read_metrics(run.task.folder).drop(columns="folder")
+    rows = read_metrics(run.task.folder).drop(columns="folder")
     said = {"point": run.point, "profile": run.task.parameters.get("profile", ""), "notebook": run.task.name}
     chosen = {f"set_{name}": _cell(run.values.get(name)) for name in names}
-    found = found.drop(columns=[name for name in (*said, *chosen) if name in found.columns])
+    rows = rows.drop(columns=[name for name in (*said, *chosen) if name in rows.columns])
     for place, (name, value) in enumerate({**said, **chosen}.items()):
-        found.insert(place, name, value)
-    return found
+        rows.insert(place, name, value)
+    return rows
 
 
 def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
-def close(folder: Path, planned: Sequence[Run], shared: str = "") -> Path | None:
+def close(folder: Path, planned: Sequence[PlannedRun], shared: str = "") -> Path | None:
     """Gathers what has finished so far: a page for each point, and the table, whose path it returns.
 
     Runs that only their address has, made on machines without this folder, are taken from there first; the table is

@@ -12,7 +12,7 @@ from lthlib.workbook import cli, doctor
 
 
 def test_a_machine_that_is_ready(tmp_path: Path) -> None:
-    findings = {finding.what + finding.found[:7]: finding for finding in doctor.examine(tmp_path / "out", tmp_path)}
+    findings = {finding.what + finding.state[:7]: finding for finding in doctor.examine(tmp_path / "out", tmp_path)}
     lines = [str(finding) for finding in findings.values()]
     assert [line.split()[1] for line in lines] == [
         "versions",
@@ -37,7 +37,7 @@ def test_what_is_missing_or_too_old_is_named(monkeypatch: pytest.MonkeyPatch) ->
     )
     finding = doctor._packages()
     assert not finding.well
-    assert finding.found.endswith("is not >=99; no-such-package is missing")
+    assert finding.state.endswith("is not >=99; no-such-package is missing")
 
 
 def test_too_little_room_and_no_access_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_too_little_room_and_no_access_are_named(tmp_path: Path, monkeypatch: py
     (tmp_path / "file").touch()
     results, data = doctor._access(tmp_path / "file", tmp_path)
     assert (results.well, data.well) == (False, True)
-    assert "choose a writable folder" in results.found
+    assert "choose a writable folder" in results.state
 
 
 def test_a_data_file_unlike_its_archive_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

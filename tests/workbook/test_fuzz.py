@@ -84,7 +84,7 @@ def test_profiles_of_any_values(common: dict[str, Any], own: dict[str, Any], wri
             with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(dumped(said))
                 file.flush()
-                profile = profiles.load(file.name, FIXTURES)
+                profile = profiles.read_profile(file.name, FIXTURES)
         else:
             profile = profiles.Profile("p", common, {"ok": own})
         found = profiles.resolve(profile, [], [OK, SLOW])
@@ -100,7 +100,10 @@ def test_profile_and_grid_files_of_any_bytes(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "g.yaml")
         path.write_bytes(content)
-        for load in (lambda: profiles.resolve(profiles.load(str(path), FIXTURES), [], [OK]), lambda: sweep.load(path)):
+        for load in (
+            lambda: profiles.resolve(profiles.read_profile(str(path), FIXTURES), [], [OK]),
+            lambda: sweep.read_grid(path),
+        ):
             try:
                 load()
             except InputError as error:
@@ -154,7 +157,7 @@ grids = st.fixed_dictionaries(
 @given(grids | values)
 def test_grids_of_any_values(said: Any) -> None:
     try:
-        grid = sweep.parse(said, "g")
+        grid = sweep.grid_from(said, "g")
         runs = sweep.runs(grid, "results", no_notebooks())
     except InputError as error:
         return refused(error)

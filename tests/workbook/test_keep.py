@@ -1,6 +1,7 @@
 """Results that are kept for the record say what their files say."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,3 +68,20 @@ def test_a_copy_is_whole_and_a_damaged_run_is_not_kept(tmp_path: Path) -> None:
 
 def test_what_is_kept_here_is_whole() -> None:
     assert [str(state) for state in status(FOLDERS[0].parent) if state.state != "done"] == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({}, ""),
+        ({"threads": 2, "mkl": "AVX2,STRICT", "versions": {"torch": "2.15.0"}}, ""),
+        ({"device": "a processor"}, "a processor"),
+        ({"device": "a processor", "threads": 1, "versions": "damaged"}, "a processor, 1 thread"),
+        (
+            {"device": "a processor", "threads": 2, "mkl": "AVX2,STRICT", "versions": {"torch": "2.15.0"}},
+            "a processor, 2 threads, MKL AVX2,STRICT, torch 2.15.0",
+        ),
+    ],
+)
+def test_what_a_digit_is_compared_under_is_said_as_far_as_recorded(facts: dict[str, Any], said: str) -> None:
+    assert manifest.computed_on(facts) == said

@@ -225,7 +225,7 @@ def profile_file(folder: Path, text: str) -> str:
 
 def resolved(profile: str, *settings: str, names: tuple[str, ...] = ("ok", "slow")) -> dict[str, dict[str, object]]:
     selected = [read(FIXTURES / f"{name}.ipynb") for name in names]
-    return profiles.resolve(profiles.load(profile, FIXTURES), settings, selected)
+    return profiles.resolve(profiles.read_profile(profile, FIXTURES), settings, selected)
 
 
 def test_set_beats_the_notebook_s_part_beats_common_beats_defaults(tmp_path: Path) -> None:
@@ -264,16 +264,16 @@ def test_a_profile_may_say_nothing_that_no_notebook_understands(tmp_path: Path, 
 
 def test_profiles_are_found_by_name_or_file(tmp_path: Path) -> None:
     (tmp_path / "quick.yaml").write_text("")
-    assert profiles.load("quick", tmp_path) == profiles.Profile("quick")
+    assert profiles.read_profile("quick", tmp_path) == profiles.Profile("quick")
     with pytest.raises(InputError, match=r"unknown profile 'quik', did you mean 'quick'\? \(valid: quick, FILE.yaml\)"):
-        profiles.load("quik", tmp_path)
+        profiles.read_profile("quik", tmp_path)
     with pytest.raises(InputError, match="No such file"):
-        profiles.load(str(tmp_path / "none.yaml"), tmp_path)
+        profiles.read_profile(str(tmp_path / "none.yaml"), tmp_path)
     with pytest.raises(InputError, match="cannot name a folder"):
-        profiles.load(str(tmp_path / ".yaml.yaml"), tmp_path)
+        profiles.read_profile(str(tmp_path / ".yaml.yaml"), tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"binary.yaml"):
-        profiles.load(str(tmp_path / "binary.yaml"), tmp_path)
+        profiles.read_profile(str(tmp_path / "binary.yaml"), tmp_path)
 
 
 def test_every_wrong_setting_gets_its_line(tmp_path: Path) -> None:

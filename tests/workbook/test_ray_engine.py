@@ -8,7 +8,7 @@ import pytest
 
 from lthlib.errors import InputError
 from lthlib.workbook import ray_engine
-from lthlib.workbook.ray_engine import progress
+from lthlib.workbook.ray_engine import progress_on_ray
 from lthlib.workbook.run import Task
 
 SLOW = Path(__file__).parents[1] / "fixtures" / "notebooks" / "slow.ipynb"
@@ -17,7 +17,7 @@ SLOW = Path(__file__).parents[1] / "fixtures" / "notebooks" / "slow.ipynb"
 def test_without_ray_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"needs Ray, which is not installed .* or --engine local"):
-        next(progress([]))
+        next(progress_on_ray([]))
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_node_is_killed_and_the_sweep_finishes(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"asks for 1 CPU and 2 GPU, which no node of the cluster has"):
-        next(progress([], address=cluster.address, gpus_per_run=2))
+        next(progress_on_ray([], address=cluster.address, gpus_per_run=2))
     tasks = [Task(SLOW, {"seconds": 4.0 + number}, f"results/{number}/slow") for number in range(4)]
     ended, killed = {}, False
-    for task, outcome in progress(tasks, address=cluster.address):
+    for task, outcome in progress_on_ray(tasks, address=cluster.address):
         if outcome is not None:
             ended[task.out_dir] = outcome
         running = [one for one in tasks if ray_engine._executing(one)]

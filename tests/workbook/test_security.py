@@ -155,7 +155,7 @@ def test_yaml_makes_plain_values_only(tmp_path: Path) -> None:
             read_yaml(f"!!{tag}")
     (tmp_path / "g.yaml").write_text("notebooks: !!python/object/apply:os.system [touch harmed]")
     with pytest.raises(InputError, match="not valid YAML"):
-        sweep.load(tmp_path / "g.yaml")
+        sweep.read_grid(tmp_path / "g.yaml")
 
 
 def test_tables_in_a_page_escape_what_they_show() -> None:
@@ -195,8 +195,8 @@ def test_a_cluster_of_our_own_is_reached_from_this_machine_alone(monkeypatch: py
     )
     monkeypatch.setattr(ray_engine, "_ray", lambda: ray)
     monkeypatch.setattr(ray_engine, "_events", lambda *_: iter(()))
-    assert list(ray_engine.progress([])) == []
+    assert list(ray_engine.progress_on_ray([])) == []
     assert (said["_node_ip_address"], said["include_dashboard"], said["ended"]) == ("127.0.0.1", False, True)
     monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("nobody\nthere")))
     with pytest.raises(InputError, match=r"no Ray cluster at 'far:1': nobody \(valid: auto, HOST:PORT\)"):
-        next(ray_engine.progress([], address="far:1"))
+        next(ray_engine.progress_on_ray([], address="far:1"))

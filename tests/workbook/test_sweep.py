@@ -23,8 +23,8 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "notebooks"
 OK, SLOW, BROKEN = (str(FIXTURES / f"{name}.ipynb") for name in ("ok", "slow", "broken"))
 
 
-def planned(out: str = "results", **said: object) -> list[sweep.Run]:
-    return sweep.runs(sweep.parse({"notebooks": [OK], "profile": "quick", **said}, "g"), out)
+def planned(out: str = "results", **said: object) -> list[sweep.PlannedRun]:
+    return sweep.runs(sweep.grid_from({"notebooks": [OK], "profile": "quick", **said}, "g"), out)
 
 
 def test_a_grid_is_every_combination_the_last_parameter_fastest() -> None:
@@ -80,7 +80,7 @@ def test_a_grid_that_says_more_or_less_is_refused(said: dict[str, Any], message:
 
 def test_a_grid_s_file_is_read_or_refused(tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text("notebooks: [00, 1]\nset: {keep: [0.5]}\nseeds: 3\n")
-    assert sweep.load(tmp_path / "g.yaml") == sweep.Grid("g", ("00", "1"), values={"keep": [0.5], "seeds": [3]})
+    assert sweep.read_grid(tmp_path / "g.yaml") == sweep.Grid("g", ("00", "1"), values={"keep": [0.5], "seeds": [3]})
     for name, text, message in (
         ("a.txt", "", "is no grid"),
         (".yaml.yaml", "", "is no grid"),
@@ -89,9 +89,9 @@ def test_a_grid_s_file_is_read_or_refused(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=message):
-            sweep.load(tmp_path / name)
+            sweep.read_grid(tmp_path / name)
     with pytest.raises(InputError, match="cannot read the grid"):
-        sweep.load(tmp_path / "none.yaml")
+        sweep.read_grid(tmp_path / "none.yaml")
 
 
 def test_names_of_points_are_plain_stable_and_never_the_same_for_two() -> None:
