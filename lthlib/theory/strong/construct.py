@@ -19,10 +19,10 @@ from lthlib import basis
 from lthlib.errors import InputError, unknown
 from lthlib.models.architecture import build, prunable
 from lthlib.randomness import generator
+from lthlib.theory.arrays import Array
 from lthlib.theory.strong.layers import Account, SourceLayer, activated, single, two_layer
 from lthlib.theory.strong.search import SubsetSearch, draw_weights
 from lthlib.theory.strong.sources import LEAK, Affine, Node, Residual, affines, read, run, source
-from lthlib.theory.subset_sum.solve import Array
 from lthlib.ticket import Ticket
 
 KINDS = ("two-layer", "depth-plus-one")

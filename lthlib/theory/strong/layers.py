@@ -7,9 +7,9 @@ import numpy as np
 
 from lthlib.errors import InputError
 from lthlib.randomness import generator
+from lthlib.theory.arrays import Array
 from lthlib.theory.strong.search import SubsetSearch, choose, draw_weights
 from lthlib.theory.strong.sources import LEAK, Affine
-from lthlib.theory.subset_sum.solve import Array
 
 LARGEST_SOURCE = 200_000_000  # weights a layer: 0.8 GB, and their masks
 LINEAR_SCALE = 0.01  # of inner weights and biases of tanh's first block, where tanh is nearly the identity

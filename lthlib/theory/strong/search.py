@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from lthlib.errors import InputError, unknown
-from lthlib.theory.subset_sum.solve import CHOICES, LARGEST_N, Array, solve
+from lthlib.theory.arrays import Array
+from lthlib.theory.subset_sum.solve import CHOICES, LARGEST_N, solve
 
 METHODS = ("best", "sparsest", "fixed", "nearest", "greedy")
 LAWS = ("uniform", "normal", "hyperbolic")

@@ -14,9 +14,9 @@ import numpy as np
 from numba import njit
 from numba.core import config
 
+from lthlib.theory.arrays import Array
 from lthlib.theory.subset_sum.lane_kernels import best_masks
 from lthlib.theory.subset_sum.lanes import bits_of
-from lthlib.theory.subset_sum.solve import Array
 
 PART = 512  # instances that share scratch arrays
 TABLE_FROM = 16  # targets a candidate set from which one sorted table pays

@@ -17,6 +17,7 @@ the winner's value recurs bit for bit.
 import numpy as np
 from numba import float64, int64, njit, uint32, void
 
+from lthlib.theory.arrays import Array
 from lthlib.theory.subset_sum.lanes import (
     LANES,
     Vector,
@@ -41,7 +42,6 @@ from lthlib.theory.subset_sum.lanes import (
     where_equal,
     where_odd,
 )
-from lthlib.theory.subset_sum.solve import Array
 
 FLAT = float64[::1]
 LARGEST_BLOCK = 512  # vectors that are sorted to the end before the next block: 32 KiB, a first-level cache

@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import models, register_model
 
-from lthlib.theory.subset_sum.solve import Array
+from lthlib.theory.arrays import Array
 
 LANES = 8
 

@@ -13,8 +13,9 @@ import pandas as pd
 
 from lthlib.errors import InputError
 from lthlib.randomness import generator, stream_seed
+from lthlib.theory.arrays import Array
 from lthlib.theory.strong.search import draw_weights, greedy
-from lthlib.theory.subset_sum.solve import Array, binary_entropy, empirical_constant, solve, solve_vectors
+from lthlib.theory.subset_sum.solve import binary_entropy, empirical_constant, solve, solve_vectors
 
 PRODUCTS = ("uniform", "product")
 

@@ -13,14 +13,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lthlib.errors import InputError, unknown
-
-Array = np.ndarray[Any, Any]
+from lthlib.theory.arrays import Array
 
 LARGEST_N = 32  # a mask is 32 bits, and a half has 2^16 sums
 LARGEST_N_VECTORS = 28  # in several dimensions the time can come near 2^n

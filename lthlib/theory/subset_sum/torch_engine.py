@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lthlib.theory.subset_sum.solve import Array
+from lthlib.theory.arrays import Array
 
 CPU_BYTES = 1 << 28  # held at a time on a CPU; on a GPU a quarter of what is free
 

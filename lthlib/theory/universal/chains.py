@@ -19,7 +19,7 @@ import torch
 from lthlib.errors import InputError, unknown
 from lthlib.randomness import generator
 from lthlib.store import write_atomically
-from lthlib.theory.subset_sum.solve import Array
+from lthlib.theory.arrays import Array
 
 LAWS = ("uniform", "normal", "mixture")
 WEIGHT_SPREAD = 2.0  # weights U[-2, 2], biases U[-1, 1]: the draws of RelationalML/UniversalLT

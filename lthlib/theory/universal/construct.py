@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lthlib.errors import InputError
-from lthlib.theory.subset_sum.solve import Array
+from lthlib.theory.arrays import Array
 from lthlib.theory.universal import piecewise_linear as lines
 from lthlib.theory.universal.chains import Chain, ChainStage, UniversalTicket, copy_purpose, draw_chain
 from lthlib.theory.universal.piecewise_linear import UnivariateFunction

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lthlib.errors import InputError
-from lthlib.theory.subset_sum.solve import LARGEST_N, Array, solve
+from lthlib.theory.arrays import Array
+from lthlib.theory.subset_sum.solve import LARGEST_N, solve
 from lthlib.theory.universal.chains import Chain, draw_chain, run_chain
 
 Path = tuple[tuple[int, int], ...]  # (layer, row) and its column follow from the path's previous unit

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lthlib.errors import InputError, unknown
-from lthlib.theory.subset_sum.solve import Array
+from lthlib.theory.arrays import Array
 
 Map = Callable[[Array], Array]
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from lthlib.errors import InputError, unknown
-from lthlib.theory.subset_sum.solve import LARGEST_N, Array, solve
+from lthlib.theory.arrays import Array
+from lthlib.theory.subset_sum.solve import LARGEST_N, solve
 from lthlib.theory.universal import piecewise_linear as lines
 from lthlib.theory.universal.chains import Chain, Layer, live_part, run_chain
 from lthlib.theory.universal.piecewise_linear import UnivariateFunction

@@ -14,7 +14,7 @@ import torch
 
 from lthlib.errors import InputError
 from lthlib.randomness import generator
-from lthlib.theory.subset_sum.solve import Array
+from lthlib.theory.arrays import Array
 from lthlib.theory.universal.piecewise_linear import GRID
 
 Features = Callable[[Array], Array]
