@@ -18,7 +18,7 @@ from lthlib.masks.controls import random_masks
 from lthlib.models.architecture import Architecture, architecture, build
 from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
-from lthlib.ticket import Ticket, dense_ticket
+from lthlib.ticket import Ticket, dense_ticket, initial_tickets
 
 DIGITS = (1, 8, 8)
 TINY = architecture("lenet-6-4", DIGITS, 10)
@@ -323,3 +323,41 @@ def test_nan_survives_a_file(tmp_path: Path) -> None:
     ticket.coefficients["1.weight"][0, 0] = math.nan
     ticket.save(tmp_path / "t")
     assert Ticket.load(tmp_path / "t").digest() == ticket.digest()
+
+
+# ---------------------------------------------------------------------------------------------------- the replicate
+
+
+def test_a_ticket_knows_its_replicate_and_its_content_does_not(tmp_path: Path) -> None:
+    first, second = initial_tickets(TINY, [3, 8])
+    assert (first.seed, second.seed) == (3, 8)
+    moved = replace(first, seed=8)
+    assert moved.digest() == first.digest() != second.digest()
+    moved.save(tmp_path / "ticket")
+    assert Ticket.load(tmp_path / "ticket").seed == 8
+    shapes = {name: tuple(c.shape) for name, c in moved.coefficients.items()}
+    turned = moved.in_bases(bases("dct", shapes, TINY.input_shape))
+    assert {turned.seed, turned.with_masks(turned.masks).seed, turned.to("cpu").seed} == {8}
+
+
+def test_a_file_from_before_tickets_knew_their_replicate_is_the_first_ones(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    ticket = replace(make(density=0.5), seed=4)
+    ticket.save(tmp_path / "ticket")
+    with safe_open(str(tmp_path / "ticket"), framework="pt") as file:
+        header = json.loads(file.metadata()["ticket"])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    assert header.pop("seed") == 4
+    save_file(tensors, tmp_path / "old", metadata={"ticket": json.dumps(header)})
+    old = Ticket.load(tmp_path / "old")
+    assert old.seed == 0
+    assert old.digest() == ticket.digest()
+
+
+def test_a_module_is_the_network_of_the_ticket() -> None:
+    ticket = make("dct", density=0.5)
+    module = ticket.module()
+    assert not module.training
+    for name, weight in ticket.weights().items():
+        assert torch.equal(module.state_dict()[name], weight)

@@ -10,7 +10,15 @@ from lthlib import store
 from lthlib.errors import InputError
 from lthlib.evidence import results
 from lthlib.evidence.claims import Claim, decide, ledger
-from lthlib.evidence.results import output_folder, read_claims, read_metrics, save_claims, save_figure, save_metrics
+from lthlib.evidence.results import (
+    Results,
+    output_folder,
+    read_claims,
+    read_metrics,
+    save_claims,
+    save_figure,
+    save_metrics,
+)
 from lthlib.evidence.style import chart, style
 
 
@@ -159,3 +167,31 @@ def test_an_unwritable_folder_is_named(tmp_path, records, metrics):
     for save, value in ((save_claims, records), (save_metrics, metrics)):
         with pytest.raises(InputError, match="cannot write"):
             save(value, tmp_path / "file" / "below")
+
+
+def test_a_notebook_has_one_object_for_its_folder_claims_and_verdicts(tmp_path, monkeypatch):
+    study = Results("quick", tmp_path / "out", notebook="00_start_here", margin=1.0)
+    assert list(study.claims) == ["LTH-1", "LTH-2", "LTH-3"]
+    assert study.store.folder == tmp_path / "out" / "store"
+    figure, _ = chart()
+    assert study.figure(figure, "x") is figure
+    assert {path.name for path in study.folder.iterdir()} == {"x.png", "x.svg"}
+    assert study.decide("LTH-2", [1.0, 2.0, 1.5]).verdict == "supported"
+    assert list(study.parts()["claim"]) == ["LTH-2"]
+    study.table({"a": pd.DataFrame({"seed": [0]}), "b": pd.DataFrame({"seed": [1]})})
+    study.verdicts("digits")
+    assert [record["id"] for record in read_claims(study.folder)] == ["LTH-2"]
+    assert list(read_metrics(study.folder)["section"]) == ["a", "b"]
+    with pytest.raises(InputError, match="unknown claim of 00_start_here 'LTH-9'"):
+        study.decide("LTH-9", [1.0])
+
+
+def test_a_notebook_s_name_is_found_by_itself(tmp_path, monkeypatch):
+    for name in ("LTH_NOTEBOOK", "JPY_SESSION_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"Results\(\.\.\., notebook='my_notebook'\)"):
+        Results()
+    monkeypatch.setenv("JPY_SESSION_NAME", "/somewhere/03_sketching_pai.ipynb")
+    assert Results("quick", tmp_path, margin=1.0).notebook == "03_sketching_pai"
+    monkeypatch.setenv("LTH_NOTEBOOK", "00_start_here")
+    assert Results("quick", tmp_path, margin=1.0).notebook == "00_start_here"
