@@ -30,6 +30,7 @@ from lthlib.randomness import generator
 from lthlib.store import write_atomically
 
 State = dict[str, Tensor]
+PARTS = {"digest", "shapes", "bases", "architecture", "off"}  # of the description in a ticket's file
 
 
 @dataclass(frozen=True)
@@ -173,27 +174,39 @@ class Ticket:
         """Reads what `save` wrote; raises InputError when the file is missing, truncated, altered or no ticket."""
         from safetensors import SafetensorError, safe_open
 
+        damaged = f"ticket file {str(path)!r} is truncated or damaged"
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = (file.metadata() or {}).get("ticket")
                 # Copied, because a file's tensors lie anywhere, and sums may round by where they do.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            if header is None:
-                raise InputError(f"{str(path)!r} holds tensors but no ticket (write one with Ticket.save)")
-            description = json.loads(header)
-            seed = description.pop("seed", 0)
-            if description.pop("digest") != _digest(tensors, description):
-                raise InputError(f"ticket file {str(path)!r} is damaged: its content differs from its digest")
-            ticket = replace(_assemble(description, tensors), seed=seed)
-            _refuse_misfit(ticket)
-            return ticket
-        except InputError:
-            raise
         except FileNotFoundError as error:
             raise InputError(f"no ticket file {str(path)!r}") from error
-        # The last three: a header that is JSON, but not of a ticket.
-        except (SafetensorError, OSError, KeyError, ValueError, AttributeError, TypeError, RuntimeError) as error:
-            raise InputError(f"ticket file {str(path)!r} is truncated or damaged ({error})") from error
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{damaged} ({error})") from error
+        if header is None:
+            raise InputError(f"{str(path)!r} holds tensors but no ticket (write one with Ticket.save)")
+        try:
+            description = json.loads(header)
+        except ValueError as error:
+            raise InputError(f"{damaged} ({error})") from error
+        if (
+            not isinstance(description, dict)
+            or not {"digest", "shapes", "bases", "architecture", "off"} <= description.keys()
+        ):
+            raise InputError(f"{damaged} (its header is not a ticket's)")
+        seed = description.pop("seed", 0)
+        if description.pop("digest") != _digest(tensors, description):
+            raise InputError(f"ticket file {str(path)!r} is damaged: its content differs from its digest")
+        try:
+            ticket = replace(_assemble(description, tensors), seed=seed)
+            _refuse_misfit(ticket)
+        except InputError:
+            raise
+        except (KeyError, ValueError, AttributeError, TypeError, RuntimeError) as error:
+            # Not damaged, for its digest agrees: another version's, made up, or a mistake of ours, which the cause tells.
+            raise InputError(f"ticket file {str(path)!r} is whole but describes no ticket ({error!r})") from error
+        return ticket
 
 
 def dense_ticket(
