@@ -204,7 +204,7 @@ class Ticket:
         except InputError:
             raise
         except (KeyError, ValueError, AttributeError, TypeError, RuntimeError) as error:
-            # Not damaged, for its digest agrees: another version's, made up, or a mistake of ours, which the cause tells.
+            # Its digest agrees: another version's, made up, or a mistake of ours, which the cause tells.
             raise InputError(f"ticket file {str(path)!r} is whole but describes no ticket ({error!r})") from error
         return ticket
 
