@@ -1,5 +1,6 @@
 """A server, a browser and a notebook's page for tests: started, waited for by condition, ended with their kernels."""
 
+import ast
 import json
 import os
 import shutil
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lthlib.widgets.explorer import Explorer
-from lthlib.workbook.excerpt import LEDGER, excerpt
-from lthlib.workbook.notebooks import read, source
+from lthlib.workbook.excerpt import DECIDE, LEDGER, excerpt
+from lthlib.workbook.notebooks import read, source, tags
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -66,10 +67,23 @@ def notebook(path: Path, cells: list[dict[str, Any]]) -> None:
 def explorer_cells(path: Path) -> list[dict[str, Any]]:
     """The notebook's code cut down to what its explorer needs, as `lth reproduce` cuts it to what a claim needs."""
     book = read(path)
-    cells = [cell for cell in book.cells if cell["cell_type"] == "code" and f"{LEDGER}(" not in source(cell)]
-    asked = replace(book, cells=(*cells, code(f"{LEDGER}(explorer)")))
+    cells = [
+        cell if "parameters" in tags(cell) else {**cell, "source": without_decisions(source(cell))}
+        for cell in book.cells
+        if cell["cell_type"] == "code"
+    ]
+    asked = replace(book, cells=(*cells, code(f"explorer.{LEDGER}()")))
     *needed, _ = excerpt(asked, "explorer", ["explorer"])
     return [*needed, code("display(explorer.static())\nexplorer")]
+
+
+def without_decisions(text: str) -> str:
+    """The statements of a cell that neither decide a claim nor write the ledger."""
+
+    def calls(statement: ast.stmt) -> set[str]:
+        return {node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute)}
+
+    return "\n".join(ast.unparse(part) for part in ast.parse(text).body if not calls(part) & {DECIDE, LEDGER})
 
 
 # --- servers ---
