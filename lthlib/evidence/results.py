@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from lthlib import store
 from lthlib.errors import InputError, unknown
 from lthlib.evidence.claims import Decision, decide, ledger, part_table
-from lthlib.evidence.statements import stated, statement_table
+from lthlib.evidence.statements import claims_of, stated, statement_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,8 @@ class Results:
 
     `profile` and `out_dir` are the notebook's parameters: results go to `out_dir`, or, where that is empty, to
     results/<profile>/<notebook>. `notebook` is found by itself in JupyterLab, VS Code and the runner. `margins` are the
-    numbers of margins that the stated claims name, such as `margin=1.0`. Raises InputError where the notebook's name
+    numbers of margins that the stated claims name, such as `margin=1.0`. A copy of a notebook has its original's claims
+    and a folder of its own; one without stated claims decides none. Raises InputError where the notebook's name
     cannot be told, or is no folder name.
     """
 
@@ -55,7 +56,8 @@ class Results:
             raise InputError("the notebook's name cannot be told here: Results(..., notebook='my_notebook')")
         self.profile = profile
         self.folder = store.project_path(output_folder(out_dir, profile, self.notebook))
-        self.claims = stated(self.notebook, **margins)
+        claims = claims_of(self.notebook)
+        self.claims = stated(claims, **margins) if claims else {}
         self.store = store.Store(self.folder / "store")
         self.decisions: list[Decision] = []
 

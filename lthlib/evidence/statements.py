@@ -13,6 +13,15 @@ from lthlib.evidence.claims import Claim
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "claims"
 
 
+def claims_of(notebook: str) -> str:
+    """The name whose claims a notebook decides: its own, or that of the notebook it is a copy of; empty where none is.
+
+    A copy is called like its original with something behind it, such as `01_generalized_basis-Copy1`.
+    """
+    names = [file.stem for file in FOLDER.glob("*.yaml")]
+    return max((name for name in names if notebook.startswith(name)), key=len, default="")
+
+
 def stated(notebook: str, **margins: float) -> dict[str, Claim]:
     """The notebook's claims by id, in the file's order.
 

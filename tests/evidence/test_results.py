@@ -193,5 +193,9 @@ def test_a_notebook_s_name_is_found_by_itself(tmp_path, monkeypatch):
         Results()
     monkeypatch.setenv("JPY_SESSION_NAME", "/somewhere/03_sketching_pai.ipynb")
     assert Results("quick", tmp_path, margin=1.0).notebook == "03_sketching_pai"
+    monkeypatch.setenv("JPY_SESSION_NAME", "/somewhere/00_start_here-Copy1.ipynb")
+    copied = Results("quick", margin=1.0)
+    assert (copied.folder.name, list(copied.claims)) == ("00_start_here-Copy1", ["LTH-1", "LTH-2", "LTH-3"])
+    assert Results(notebook="mine").claims == {}
     monkeypatch.setenv("LTH_NOTEBOOK", "00_start_here")
     assert Results("quick", tmp_path, margin=1.0).notebook == "00_start_here"
