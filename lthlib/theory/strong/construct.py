@@ -22,7 +22,7 @@ from lthlib.randomness import generator
 from lthlib.theory.arrays import Array
 from lthlib.theory.strong.layers import Account, SourceLayer, activated, single, two_layer
 from lthlib.theory.strong.search import SubsetSearch, draw_weights
-from lthlib.theory.strong.sources import LEAK, Affine, Node, Residual, affines, read, run, source
+from lthlib.theory.strong.sources import LEAK, Affine, Node, Residual, affines, read, run, source, walk
 from lthlib.ticket import Ticket
 
 KINDS = ("two-layer", "depth-plus-one")
@@ -86,7 +86,7 @@ class Construction:
         if self.kind != "two-layer":
             raise InputError(f"effective weights of a {self.kind!r} ticket: each copy of a neuron has its own")
         state, names = self.ticket.state(), list(self.ticket.masks)
-        leak = LEAK if _has(self.nodes, "leaky") else 0.0
+        leak = LEAK if "leaky" in walk(self.nodes) else 0.0
         layers = {}
         for affine, inner, outer in zip(affines(self.nodes), names[::2], names[1::2], strict=True):
             constants = state[inner.removesuffix("weight") + "bias"].double()
@@ -148,7 +148,7 @@ def construct(
     if len(tolerances) != len(layers):
         raise InputError(f"{len(tolerances)} tolerances for a target of {len(layers)} layers (valid: one a layer)")
     build_up = _two_layers if kind == "two-layer" else _depth_plus_one
-    parts, text, rows = build_up(nodes, search, tolerances, seed, signed_inputs)
+    parts, text, accounts = build_up(nodes, search, tolerances, seed, signed_inputs)
     architecture = source(text, target.architecture.input_shape, target.architecture.classes)
     names = prunable(architecture)
     weights = {name: torch.from_numpy(part.weight) for name, part in zip(names, parts, strict=True)}
@@ -163,63 +163,40 @@ def construct(
         rest={name: bias * kept[name] for name, bias in drawn.items()},
         seed=seed,
     )
-    return Construction(ticket, nodes, pd.DataFrame(rows), drawn, kept, kind)
+    return Construction(ticket, nodes, pd.DataFrame(accounts), drawn, kept, kind)
 
 
 # --- whole networks ---
 
 
-def _signs(nodes: Sequence[Node], signed: bool) -> tuple[dict[str, bool], bool]:
-    """Which layers see inputs of either sign, and whether the outputs have either sign."""
-    seen: dict[str, bool] = {}
-    for node in nodes:
-        if isinstance(node, Affine):
-            seen[node.name], signed = signed, True
-        elif isinstance(node, Residual):
-            for branch in (node.body, node.shortcut):
-                seen |= _signs(branch, signed)[0]
-            signed = True
-        elif node in ("relu", "sigmoid"):
-            signed = False
-        elif node in ("leaky", "tanh"):
-            signed = True
-    return seen, signed
-
-
 def _two_layers(
     nodes: tuple[Node, ...], search: SubsetSearch, eps: list[float], seed: int, signed_inputs: bool
-) -> tuple[list[SourceLayer], str, list[dict[str, object]]]:
-    signs, _ = _signs(nodes, signed_inputs)
-    activation = "leaky" if _has(nodes, "leaky") else "relu"
-    tolerance = dict(zip((layer.name for layer in affines(nodes)), eps, strict=True))
+) -> tuple[list[SourceLayer], str, list[Account]]:
+    activation = "leaky" if "leaky" in walk(nodes) else "relu"
+    tolerances = iter(eps)
     parts: list[SourceLayer] = []
-    rows: list[dict[str, object]] = []
+    accounts: list[Account] = []
 
-    def words(nodes: Sequence[Node]) -> list[str]:
+    def words(nodes: Sequence[Node], signed: bool) -> list[str]:
+        """The source's text; `signed`: whether what comes in has either sign."""
         out: list[str] = []
         for node in nodes:
             if isinstance(node, Residual):
-                out += ["(", *words(node.body), "|", *words(node.shortcut), ")"]
-            elif isinstance(node, str):
-                out.append(node)
-            else:
+                out += ["(", *words(node.body, signed), "|", *words(node.shortcut, signed), ")"]
+            elif isinstance(node, Affine):
                 inner, outer, account = two_layer(
-                    node, search, tolerance[node.name], seed, signed=signs[node.name], activation=activation
+                    node, search, next(tolerances), seed, signed=signed, activation=activation
                 )
                 parts.extend([inner, outer])
-                rows.append(account.row())
-                first = node.text(len(inner.bias), taps=(1, 1), stride=1)
-                out += [first, activation, node.text(len(outer.bias))]
+                accounts.append(account)
+                out += [node.text(len(inner.bias), taps=(1, 1), stride=1), activation, node.text(len(outer.bias))]
+            else:
+                out.append(node)
+            if node not in ("pool", "mean", "flatten"):
+                signed = node not in ("relu", "sigmoid")
         return out
 
-    return parts, "-".join(words(nodes)), rows
-
-
-def _has(nodes: Sequence[Node], name: str) -> bool:
-    return any(
-        node == name or (isinstance(node, Residual) and (_has(node.body, name) or _has(node.shortcut, name)))
-        for node in nodes
-    )
+    return parts, "-".join(words(nodes, signed_inputs)), accounts
 
 
 def _effective(affine: Affine, inner: Tensor, outer: Tensor, constants: Tensor, leak: float) -> Effective:
@@ -238,7 +215,7 @@ def _effective(affine: Affine, inner: Tensor, outer: Tensor, constants: Tensor, 
 
 def _depth_plus_one(
     nodes: tuple[Node, ...], search: SubsetSearch, eps: list[float], seed: int, signed_inputs: bool
-) -> tuple[list[SourceLayer], str, list[dict[str, object]]]:
+) -> tuple[list[SourceLayer], str, list[Account]]:
     layers = list(affines(nodes))
     if any(isinstance(node, Residual) for node in nodes):
         raise InputError("residual blocks are not covered by 'depth-plus-one' (valid: kind 'two-layer')")
@@ -283,4 +260,4 @@ def _depth_plus_one(
         if node is layers[0]:
             words += [node.text(len(inner.bias), taps=(1, 1), stride=1), activation]
         words.append(node.text(len(next(sizes).bias)))
-    return parts, "-".join(words), [entry.row() for entry in [account, *accounts]]
+    return parts, "-".join(words), [account, *accounts]

@@ -28,29 +28,22 @@ class SourceLayer:
 
 @dataclass
 class Account:
-    """What solving one layer cost, and how near it came."""
+    """What solving one layer cost, and how near it came: one row of `Construction.layers`."""
 
-    name: str
+    layer: str
     weights: int
     eps: float
     solves: int = 0
     redrawn: int = 0
     unreached: int = 0
     kept: int = 0
-    largest: float = 0.0
-    total: float = 0.0
+    largest_error: float = 0.0
+    mean_error: float = 0.0
 
-    def judge(self, errors: Array) -> None:
-        """Notes the errors that the layer's weights are left with."""
-        self.unreached = int((errors > self.eps).sum())
-        self.largest, self.total = float(errors.max(initial=0)), float(errors.sum())
-
-    def row(self) -> dict[str, object]:
-        """The account as one row of `Construction.layers`."""
-        mean = self.total / max(1, self.weights)
-        return {"layer": self.name, "weights": self.weights, "eps": self.eps, "solves": self.solves,
-                "redrawn": self.redrawn, "unreached": self.unreached, "kept": self.kept,
-                "largest_error": self.largest, "mean_error": mean}  # fmt: skip
+    def judge(self, errors: Array, mask: Array) -> None:
+        """Notes the errors that the layer's weights are left with, and how many candidates are kept for them."""
+        self.unreached, self.kept = int((errors > self.eps).sum()), int(mask.sum())
+        self.largest_error, self.mean_error = float(errors.max(initial=0)), float(errors.sum()) / max(1, self.weights)
 
 
 def _choose(
@@ -127,13 +120,12 @@ def two_layer(
     without inputs. Raises InputError for more weights than fit.
     """
     goals, rows, where = _goals(affine, copies, alive)
-    inputs, taps = affine.weight.shape[1], goals.shape[2]
+    taps = goals.shape[2]
     account = Account(affine.name, len(where), eps)
     block = 2 * search.candidates if activation != "tanh" else search.candidates
-    inner_taps = 2 if affine.kind == "sets" else 1
     separate = 1 if search.shared else len(goals)
-    _refuse_large(goals.shape[1] * block * separate * ((len(goals) + constants) * taps + inputs * inner_taps))
-    state = _Blocks(search, seed, affine.name, inputs, inner_taps, len(goals) + constants, taps, activation)
+    state = _Blocks(affine, search, seed, len(goals) + constants, taps, activation)
+    _refuse_large(goals.shape[1] * block * separate * (state.outputs * taps + state.inputs * state.inner_taps))
     errors = np.zeros(len(where))
     parts = [np.arange(len(where))] if search.shared else [np.flatnonzero(where[:, 0] == row) for row in rows]
     for part in parts:
@@ -144,9 +136,8 @@ def two_layer(
             todo = todo[errors[todo] > eps]
             if not len(todo):
                 break
-    account.judge(errors)
-    inner, outer = state.layers(affine)
-    account.kept = int(outer.mask.sum())
+    inner, outer = state.layers()
+    account.judge(errors, outer.mask)
     outer.bias_mask[len(goals) :] = True
     return inner, outer, account
 
@@ -164,18 +155,16 @@ class _Blocks:
 
     def __init__(
         self,
+        affine: Affine,
         search: SubsetSearch,
         seed: int,
-        name: str,
-        inputs: int,
-        inner_taps: int,
         outputs: int,
         taps: int,
         kind: str,
     ) -> None:
-        self.search, self.inputs, self.inner_taps, self.kind = search, inputs, inner_taps, kind
-        self.outputs, self.taps = outputs, taps
-        self.purpose = (seed, "strong", name)
+        self.affine, self.search, self.outputs, self.taps, self.kind = affine, search, outputs, taps, kind
+        self.inputs, self.inner_taps = affine.weight.shape[1], 2 if affine.kind == "sets" else 1
+        self.purpose = (seed, "strong", affine.name)
         self.parts: list[tuple[Array, Array, Array, Array, Array]] = []  # owner, inner, bias, outer, mask
         self.left: dict[int, Array] = {}  # by side: what is still wanted
 
@@ -201,12 +190,13 @@ class _Blocks:
                 left[tuple(where.T)] = self.goals[tuple(where.T)]
         used = np.unique(where[:, 1])
         owner = np.repeat(used, block)
-        inner = draw_weights(
-            search.law, (len(owner), self.inputs, self.inner_taps), generator(*self.purpose, "inner", number)
-        )
-        bias = draw_weights(search.law, (len(owner),), generator(*self.purpose, "bias", number))
-        outer = draw_weights(
-            search.law, (self.outputs, len(owner), self.taps), generator(*self.purpose, "outer", number)
+        shapes = {
+            "inner": (len(owner), self.inputs, self.inner_taps),
+            "bias": (len(owner),),
+            "outer": (self.outputs, len(owner), self.taps),
+        }
+        inner, bias, outer = (
+            draw_weights(search.law, shape, generator(*self.purpose, part, number)) for part, shape in shapes.items()
         )
         if self.kind == "tanh":
             inner, bias = inner * np.float32(LINEAR_SCALE), bias * np.float32(LINEAR_SCALE)
@@ -234,7 +224,7 @@ class _Blocks:
             errors[here] = np.maximum(errors[here], np.abs(rest))
         return errors
 
-    def layers(self, affine: Affine) -> tuple[SourceLayer, SourceLayer]:
+    def layers(self) -> tuple[SourceLayer, SourceLayer]:
         """The source's two layers, with an inner weight or bias kept where an outer weight uses its neuron."""
         owner, inner, bias = (np.concatenate([part[k] for part in self.parts]) for k in range(3))
         outer, mask = (np.concatenate([part[k] for part in self.parts], axis=1) for k in (3, 4))
@@ -242,12 +232,9 @@ class _Blocks:
         inner_mask = np.zeros(inner.shape, bool)
         weighted = np.flatnonzero(used & (owner < self.inputs))
         inner_mask[weighted, owner[weighted], 0] = True
-        if affine.weight.dim() == 2:
-            inner_shape: tuple[int, ...] = inner.shape[:2]
-            outer_shape: tuple[int, ...] = outer.shape[:2]
-        else:
-            inner_shape = (*inner.shape[:2], 1, 2 if affine.kind == "sets" else 1)
-            outer_shape = (*outer.shape[:2], *affine.weight.shape[2:])
+        taps = tuple(self.affine.weight.shape[2:])
+        inner_shape = (*inner.shape[:2], *((1, self.inner_taps) if taps else ()))
+        outer_shape = (*outer.shape[:2], *taps)
         plain = draw_weights(self.search.law, (self.outputs,), generator(*self.purpose, "outer bias"))
         return (
             SourceLayer(inner.reshape(inner_shape), inner_mask.reshape(inner_shape), bias,
@@ -299,9 +286,8 @@ def single(
     account = Account(affine.name, len(where), eps)
     wanted = goals[tuple(where.T)]
     errors = np.abs(_choose(outer, mask, columns, gains, wanted, where, search, account, search.round_small))
-    account.judge(errors)
-    account.kept = int(mask.sum())
-    used: Array = np.any(mask.any(axis=(0, 2), keepdims=True).reshape(-1, positions), axis=1, keepdims=True)[:, 0]
+    account.judge(errors, mask)
+    used = mask.any(axis=(0, 2)).reshape(-1, positions).any(axis=1)
     shape = (total, fan_in, *affine.weight.shape[2:])
     biases = draw_weights(search.law, (total,), generator(*purpose, "outer bias"))
     layer = SourceLayer(outer.reshape(shape), mask.reshape(shape), biases, np.zeros(total, bool))

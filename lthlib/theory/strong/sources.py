@@ -57,7 +57,8 @@ class Affine:
             return F.conv2d(with_mean(x), weight, bias)
         padding = [size // 2 for size in weight.shape[2:]]
         if self.kind == "cyclic":
-            return F.conv2d(_circular(x, padding), weight, bias, self.stride)
+            wrapped = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), mode="circular")
+            return F.conv2d(wrapped, weight, bias, self.stride)
         return F.conv2d(x, weight, bias, self.stride, padding)
 
     def text(self, outputs: int, taps: tuple[int, ...] | None = None, stride: int | None = None) -> str:
@@ -97,18 +98,17 @@ def run(
     return x
 
 
-def affines(nodes: Sequence[Node]) -> Iterator[Affine]:
-    """The layers with weights, a residual block's body before its shortcut: the order of a source's tensors."""
+def walk(nodes: Sequence[Node]) -> Iterator[Node]:
+    """All nodes; after a residual block those of its body and of its shortcut: the order of a source's tensors."""
     for node in nodes:
-        if isinstance(node, Affine):
-            yield node
-        elif isinstance(node, Residual):
-            yield from affines(node.body)
-            yield from affines(node.shortcut)
+        yield node
+        if isinstance(node, Residual):
+            yield from walk(node.body + node.shortcut)
 
 
-def _circular(x: Tensor, padding: list[int]) -> Tensor:
-    return F.pad(x, (padding[1], padding[1], padding[0], padding[0]), mode="circular")
+def affines(nodes: Sequence[Node]) -> Iterator[Affine]:
+    """The layers with weights, in the order of `walk`."""
+    return (node for node in walk(nodes) if isinstance(node, Affine))
 
 
 # --- targets ---
@@ -140,18 +140,15 @@ def _read(module: Any, path: str) -> list[Node]:
     if isinstance(module, VGG):
         for number, stage in enumerate(module.stages):
             nodes += ["pool"] if number else []
-            units: list[Any] = list(stage.children())
-            for unit in units:
+            for unit in stage.children():
                 nodes += [_folded(_affine(unit.conv), unit.norm), "relu"]
         return [*nodes, "mean", *_read(module.output, path)]
     if isinstance(module, ResNet):
-        stem: list[Any] = list(module.stem.children())
-        nodes += [_folded(_affine(stem[0]), stem[1]), "relu"]
+        nodes += [*_read(module.stem, path), "relu"]
         blocks: list[Any] = [block for stage in module.stages for block in stage.children()]
         for block in blocks:
             body = (_folded(_affine(block.conv1), block.norm1), "relu", _folded(_affine(block.conv2), block.norm2))
-            branch = [] if block.shortcut is None else list(block.shortcut.children())
-            shortcut = (_folded(_affine(branch[0]), branch[1]),) if branch else ()
+            shortcut = () if block.shortcut is None else tuple(_read(block.shortcut, path))
             nodes += [Residual(body, shortcut), "relu"]
         return [*nodes, "mean", *_read(module.output, path)]
     if isinstance(module, ResidualModule):
@@ -167,23 +164,16 @@ def _read(module: Any, path: str) -> list[Node]:
         return nodes
     if isinstance(module, nn.Linear | nn.Conv2d):
         return [_affine(module, path=path)]
-    simple = _simple(module)
-    if simple is None:
-        raise _uncovered(path, module)
-    return [] if simple == "" else [simple]
-
-
-def _simple(module: nn.Module) -> str | None:
     if isinstance(module, Function):
-        return module.name
-    if isinstance(module, nn.LeakyReLU) and module.negative_slope != LEAK:
-        return None
-    for name, kind in MODULES.items():
-        if type(module) is kind:
-            return name
+        return [module.name]
+    if isinstance(module, nn.Identity | nn.Dropout):
+        return []
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
-        return "flatten"
-    return "" if isinstance(module, nn.Identity | nn.Dropout) else None
+        return ["flatten"]
+    names: list[Node] = [name for name, kind in MODULES.items() if type(module) is kind]
+    if not names or (isinstance(module, nn.LeakyReLU) and module.negative_slope != LEAK):
+        raise _uncovered(path, module)
+    return names
 
 
 def _uncovered(path: str, module: nn.Module) -> InputError:
