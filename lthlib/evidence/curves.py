@@ -26,6 +26,7 @@ from lthlib.evidence.style import (
     band,
     caption,
     chart,
+    draw_means,
     error_bars,
     finish,
     looks,
@@ -71,7 +72,7 @@ def accuracy_curve(
     need(frame, x, y, hue, replicate, panel, group)
     with style():
         figure, panels = _panels(frame, panel)
-        counts = _lines(panels, frame, x, y, hue, replicate=replicate, group=group)
+        counts = _lines(panels, frame, x, y, hue, replicate, group)
         for axes, part, name in panels:
             baseline = dense.get(name) if isinstance(dense, Mapping) else dense
             if baseline is not None:
@@ -125,7 +126,7 @@ def difference_curve(
             axes.axhline(0, color=BLACK, linewidth=1)
             _finish_x(axes, part[x], x, log, x_label)
             axes.set_title(name or title)
-        counts = _lines(panels, frame, x, y, hue, replicate=replicate)
+        counts = _lines(panels, frame, x, y, hue, replicate)
         panels[0][0].set_ylabel(y_label or f"{what}\n(percentage points)")
         below = f"Paired by {replicate}. {caption(counts, replicate)}"
         finish(figure, [axes for axes, _, _ in panels], hue, below, title if panel else "")
@@ -196,7 +197,7 @@ def energy_compaction(
     need(frame, x, y, hue, replicate, panel)
     with style():
         figure, panels = _panels(frame, panel)
-        counts = _lines(panels, frame, x, y, hue, replicate=replicate, markers=False)
+        counts = _lines(panels, frame, x, y, hue, replicate, markers=False)
         for axes, part, name in panels:
             if gaussian:
                 q = np.geomspace(float(part[x][part[x] > 0].min()), 1, 200)
@@ -224,21 +225,13 @@ def _panels(frame: pd.DataFrame, panel: str | None) -> tuple[Chart, Panels]:
 
 
 def _lines(
-    panels: Panels,
-    frame: pd.DataFrame,
-    x: str,
-    y: str,
-    hue: str,
-    *,
-    replicate: str,
-    group: str | None = None,
-    markers: bool = True,
-) -> set[int]:
+    panels: Panels, frame: pd.DataFrame, x: str, y: str, hue: str, replicate: str,
+    group: str | None = None, markers: bool = True,
+) -> set[int]:  # fmt: skip
     look = looks(frame[hue])
     counts: set[int] = set()
     for axes, rows, _ in panels:
-        for name, part in parts_by(rows, hue):
-            counts |= mean_line(axes, mean_points(part, x, y, replicate, group), look[name], name, markers=markers)
+        counts |= draw_means(axes, rows, x, y, hue, replicate, mean_line, look, group, markers=markers)
     return counts
 
 

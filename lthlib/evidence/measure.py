@@ -31,24 +31,15 @@ def measure(tickets: Sequence[Ticket], trained: Sequence[Trained], dataset: Data
     rows = []
     for ticket, run, test in zip(tickets, trained, tests, strict=True):
         best = max((row["validation_accuracy"] for row in run.history), default=float("nan"))
-        rows.append(
-            {
-                "model": ticket.architecture.name,
-                "dataset": dataset.label,
-                "seed": run.seed,
-                "density": ticket.density,
-                "n_free": ticket.free_numbers,
-                "n_stored": sum(stored_numbers_of(ticket).values()),
-                "macs": sum(multiply_accumulates_of(ticket).values()),
-                "sparse_macs": ideal_multiply_accumulates(ticket),
-                "accuracy": test.accuracy,
-                "loss": test.loss,
-                "validation_accuracy": run.history[-1]["validation_accuracy"] if run.history else float("nan"),
-                "best_validation_accuracy": best,
-                "early_stop_step": run.early_stopping_step,
-            }
-            | columns
-        )
+        last = run.history[-1]["validation_accuracy"] if run.history else float("nan")
+        row = {"model": ticket.architecture.name, "dataset": dataset.label, "seed": run.seed,
+               "density": ticket.density, "n_free": ticket.free_numbers,
+               "n_stored": sum(stored_numbers_of(ticket).values()),
+               "macs": sum(multiply_accumulates_of(ticket).values()),
+               "sparse_macs": ideal_multiply_accumulates(ticket), "accuracy": test.accuracy, "loss": test.loss,
+               "validation_accuracy": last, "best_validation_accuracy": best,
+               "early_stop_step": run.early_stopping_step}  # fmt: skip
+        rows.append(row | columns)
     return pd.DataFrame(rows)
 
 

@@ -25,18 +25,8 @@ if TYPE_CHECKING:
 METRICS, CLAIMS = "metrics.parquet", "claims.json"
 NOTEBOOK = "LTH_NOTEBOOK"  # in the environment of a kernel that the runner starts: the notebook's name
 CLAIM_FIELDS = (
-    "id",
-    "claim",
-    "source",
-    "statistic",
-    "estimate",
-    "ci",
-    "margin",
-    "n",
-    "verdict",
-    "dataset",
-    "profile",
-)
+    "id", "claim", "source", "statistic", "estimate", "ci", "margin", "n", "verdict", "dataset", "profile",
+)  # fmt: skip
 VERDICTS = ("supported", "not supported", "inconclusive")
 
 
@@ -227,20 +217,20 @@ def read_claims(*folders: Path | str) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for path in _files(folders, CLAIMS):
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            for record in found:
+            claims = json.loads(path.read_text(encoding="utf-8"))
+            for record in claims:
                 _check_claim(record)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{str(path)!r} is no readable ledger: {error} (run its notebook again)") from error
-        records += [{**record, "notebook": path.parent.name, "folder": str(path.parent)} for record in found]
+        records += [{**record, "notebook": path.parent.name, "folder": str(path.parent)} for record in claims]
     return records
 
 
 def _files(folders: Sequence[Path | str], name: str) -> list[Path]:
-    found = []
+    files: list[Path] = []
     for folder in folders:
-        here = sorted(Path(folder).rglob(name))
-        if not here:
+        below = sorted(Path(folder).rglob(name))
+        if not below:
             raise InputError(f"{str(folder)!r} holds no {name}: run a notebook first, or name a folder of results")
-        found += here
-    return list(dict.fromkeys(found))
+        files += below
+    return list(dict.fromkeys(files))

@@ -260,6 +260,21 @@ def mean_line(
     return set(points["n"])
 
 
+def draw_means(
+    axes: Axes, rows: pd.DataFrame, x: str, y: str, hue: str, replicate: str, mark: Callable[..., set[int]],
+    look: Mapping[Any, Look] | None = None, group: str | None = None, **options: Any,
+) -> set[int]:  # fmt: skip
+    """The `mean_points` of each value of `hue` by `mark` (`error_bars`, `mean_line`); all n behind the points.
+
+    `look` is that of all panels (default: of these rows), `options` are those of `mark`.
+    """
+    look = look or looks(rows[hue])
+    counts: set[int] = set()
+    for name, part in parts_by(rows, hue):
+        counts |= mark(axes, mean_points(part, x, y, replicate, group), look[name], name, **options)
+    return counts
+
+
 def theory_lines(
     axes: Axes, theory: Mapping[str, Curve] | None, look: Mapping[object, Look], at: np.ndarray, named: str, dashes: str
 ) -> None:

@@ -8,6 +8,7 @@ nearest orthogonal matrix to $B_{out}GB_{in}^\top$ is the turned one.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,8 @@ def difference_at_equal_cost(
         first, second = (rows[rows[hue] == arm].sort_values(cost) for arm in arms)
         low, high = second[cost].min(), second[cost].max()
         inside = first[(first["density"] <= at_most) & first[cost].between(low, high)]
-        there = np.interp(np.log(inside[cost].astype(float)), np.log(second[cost].astype(float)), second["accuracy"])
-        differences.append(float((inside["accuracy"] - there).mean()) if len(inside) else math.nan)
+        reached = np.interp(np.log(inside[cost].astype(float)), np.log(second[cost].astype(float)), second["accuracy"])
+        differences.append(float((inside["accuracy"] - reached).mean()) if len(inside) else math.nan)
     return differences
 
 
@@ -66,49 +67,37 @@ def smallest_matching_density(table: pd.DataFrame, margin: float, hue: str = "ba
 
     Non-inferior: the lower 95 % t limit of the mean delta is above -margin. NaN where no round is.
     """
-    found = {}
+    densities = {}
     for name, rows in table.groupby(hue, sort=False):
-        found[name] = math.nan
+        densities[name] = math.nan
         for _, level in sorted(rows.groupby("round"), key=lambda part: -part[1]["density"].mean()):
             if not mean_interval(level["delta"]).low > -margin:
                 break
-            found[name] = level["density"].mean()
-    return pd.Series(found, name="smallest matching density")
+            densities[name] = level["density"].mean()
+    return pd.Series(densities, name="smallest matching density")
 
 
 def energy_rows(coefficients: Mapping[int, State], points: int = 60, **columns: Any) -> pd.DataFrame:
     """Sorted cumulative energy of each replicate's coefficients (by seed), at `points` log-spaced fractions."""
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[int, float, float]] = []
     for seed, state in coefficients.items():
         fractions, energy = energy_curve(state)
         total = len(fractions)
         chosen = sorted({min(total, max(1, round(total ** (k / (points - 1))))) for k in range(points)})
-        rows += [
-            {"seed": seed, "fraction": float(fractions[k - 1]), "energy": float(energy[k - 1])} | columns
-            for k in chosen
-        ]
-    return pd.DataFrame(rows)
+        rows += [(seed, float(fractions[k - 1]), float(energy[k - 1])) for k in chosen]
+    return pd.DataFrame(rows, columns=["seed", "fraction", "energy"]).assign(**columns)
 
 
 def stability_rows(tickets: Sequence[Ticket], **columns: Any) -> pd.DataFrame:
     r"""Jaccard overlap of the masks of each pair of replicates, per layer, beside the chance level $\rho/(2-\rho)$."""
     rows = []
-    for first in range(len(tickets)):
-        for second in range(first + 1, len(tickets)):
-            for layer, mask in tickets[first].masks.items():
-                other = tickets[second].masks[layer]
-                density = float((mask.float().mean() + other.float().mean()) / 2)
-                rows.append(
-                    {
-                        "pair": f"{tickets[first].seed}-{tickets[second].seed}",
-                        "seed": tickets[first].seed,
-                        "layer": layer,
-                        "jaccard": jaccard({layer: mask}, {layer: other}),
-                        "chance": density / (2 - density),
-                    }
-                    | columns
-                )
-    return pd.DataFrame(rows)
+    for first, second in combinations(tickets, 2):
+        for layer, mask in first.masks.items():
+            other = second.masks[layer]
+            density = float((mask.float().mean() + other.float().mean()) / 2)
+            overlap = jaccard({layer: mask}, {layer: other})
+            rows.append((f"{first.seed}-{second.seed}", first.seed, layer, overlap, density / (2 - density)))
+    return pd.DataFrame(rows, columns=["pair", "seed", "layer", "jaccard", "chance"]).assign(**columns)
 
 
 def energy_shares_of_delta(dense: Sequence[Trained], fraction: float) -> list[float]:

@@ -151,17 +151,13 @@ def gains(rows: pd.DataFrame, by: str, reference: str, hue: str = "basis", base:
 # ---------------------------------------------------------------------------------------------------- other data sets
 
 
-def _turned(images: Tensor) -> Tensor:
-    return images.rot90(1, (-2, -1))
-
-
 def _shuffled(images: Tensor) -> Tensor:
     """Pixels of every image in one fixed random order, channels together."""
     order = torch.randperm(images[0, 0].numel(), generator=generator(0, "pixels permuted"))
     return images.flatten(2)[:, :, order].view_as(images)
 
 
-VARIANTS = {"rotated": _turned, "permuted": _shuffled}
+VARIANTS = {"rotated": lambda images: images.rot90(1, (-2, -1)), "permuted": _shuffled}
 
 
 def other_data(dataset: Dataset, name: str, data_dir: Path | str = "data", train_size: int = 0) -> Dataset:
@@ -197,11 +193,11 @@ def resized(dataset: Dataset, shape: tuple[int, int, int]) -> Dataset:
             return grey
         return functional.interpolate(grey, shape[1:], mode="bilinear", align_corners=False, antialias=True)
 
-    made = dataset.with_images(dataset.name, change)
-    pixels = made.train.images.double().transpose(0, 1).flatten(1)
+    changed = dataset.with_images(dataset.name, change)
+    pixels = changed.train.images.double().transpose(0, 1).flatten(1)
     mean, std = pixels.mean(1), pixels.std(1, correction=0)
     std = std.where(std > 0, 1.0)
-    return replace(made, mean=tuple(mean.tolist()), std=tuple(std.tolist()), augmentation="none")
+    return replace(changed, mean=tuple(mean.tolist()), std=tuple(std.tolist()), augmentation="none")
 
 
 def moved_rows(found: Mapping[str, Sequence[Level]], setting: Setting, datasets: Mapping[str, Dataset]) -> pd.DataFrame:
@@ -212,11 +208,10 @@ def moved_rows(found: Mapping[str, Sequence[Level]], setting: Setting, datasets:
     """
     parts = []
     for target, dataset in datasets.items():
-        there = setting.on(dataset)
         level = found[target][-1]
         arms = {"own": level.tickets, RANDOM: [layerwise_shuffled(ticket) for ticket in level.tickets]}
         arms |= {source: _remasked(level.tickets, found[source][-1].tickets) for source in found if source != target}
-        rows = setting_rows(arms, there, target=target, round=level.number)
+        rows = setting_rows(arms, setting.on(dataset), target=target, round=level.number)
         source = rows["arm"].where(~rows["arm"].isin(["own", RANDOM]), target)
         parts.append(rows.assign(source=source, arm=rows["arm"].where(source == target, "moved")))
     return pd.concat(parts, ignore_index=True)

@@ -3,19 +3,7 @@
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from lthlib.evidence.style import (
-    BLACK,
-    Chart,
-    caption,
-    chart,
-    error_bars,
-    finish,
-    looks,
-    mean_points,
-    need,
-    parts_by,
-    style,
-)
+from lthlib.evidence.style import BLACK, Chart, caption, chart, draw_means, error_bars, finish, need, style
 
 
 def frontier_panels(rows: pd.DataFrame, best: pd.DataFrame, *, replicate: str = "seed", title: str = "") -> Chart:
@@ -33,12 +21,11 @@ def frontier_panels(rows: pd.DataFrame, best: pd.DataFrame, *, replicate: str = 
     )
     with style():
         figure, panels = chart(columns=2, width=10.4, height=4.6)
-        look = looks(rows["finder"])
         counts: set[int] = set()
         for axes, x in zip(panels, ("share", "flops"), strict=True):
-            for name, part in parts_by(named, "finder"):
-                points = mean_points(part, x, "error", replicate, "asked")
-                counts |= error_bars(axes, points, look[name], name, log=True, joined=1.2)
+            counts |= draw_means(
+                axes, named, x, "error", "finder", replicate, error_bars, group="asked", log=True, joined=1.2
+            )
             axes.plot(
                 ringed[x], ringed["error"], "o", markersize=13, markerfacecolor="none", markeredgecolor=BLACK,
                 markeredgewidth=0.9, linestyle="none", label="on the frontier",

@@ -66,12 +66,7 @@ def with_statistics_of(ticket: Ticket, dataset: Dataset, *, examples: int = 512,
 
 
 def path_rows(
-    first: Ticket,
-    second: Ticket,
-    dataset: Dataset,
-    points: int = 11,
-    *,
-    split: str = "validation",
+    first: Ticket, second: Ticket, dataset: Dataset, points: int = 11, *, split: str = "validation"
 ) -> pd.DataFrame:
     """Accuracy (percent) at `points` (at least 2) values of alpha, evenly in [0, 1], with both kinds of statistics.
 
@@ -85,9 +80,9 @@ def path_rows(
         ticket = between(first, second, alpha)
         for statistics in ("interpolated", "re-estimated"):
             seen = ticket if statistics == "interpolated" else with_statistics_of(ticket, dataset)
-            (found,) = evaluate([seen], dataset, split)
-            rows.append({"alpha": alpha, "statistics": statistics, "accuracy": found.accuracy, "loss": found.loss})
-    return pd.DataFrame(rows)
+            (test,) = evaluate([seen], dataset, split)
+            rows.append((alpha, statistics, test.accuracy, test.loss))
+    return pd.DataFrame(rows, columns=["alpha", "statistics", "accuracy", "loss"])
 
 
 def barrier(accuracies: Sequence[float]) -> float:

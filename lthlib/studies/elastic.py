@@ -21,14 +21,14 @@ from lthlib.training.loop import Trained
 
 def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs (source, target) of different depth that a map connects, by target; a stage without units cannot grow."""
-    found = []
+    pairs = []
     for target, source in permutations(names, 2):
         both = [stages(models.architecture(name, (1, 8, 8), 10)) for name in (source, target)]
         lengths = [{stage.name: len(stage.replicable) for stage in one} for one in both]
         alike = lengths[0].keys() == lengths[1].keys() and lengths[0] != lengths[1]
         if alike and not any(lengths[1][name] > before == 0 for name, before in lengths[0].items()):
-            found.append((source, target))
-    return found
+            pairs.append((source, target))
+    return pairs
 
 
 def nearest_source(target: str, names: Sequence[str]) -> str:
@@ -58,29 +58,22 @@ def against_direct(rows: pd.DataFrame, direct: pd.DataFrame) -> pd.DataFrame:
     Per seed, linear in the logarithm of the density between the levels of `direct` (which has the dense network as
     level 0); a density below the last level is compared with that level.
     """
-    found = []
+    accuracies = []
     for _, row in rows.iterrows():
-        own = direct[(direct["model"] == row["model"]) & (direct["seed"] == row["seed"])].sort_values("density")
-        found.append(np.interp(np.log(row["density"]), np.log(own["density"]), own["accuracy"]))
-    return rows.assign(direct=found, delta=rows["accuracy"] - found)
+        levels = direct[(direct["model"] == row["model"]) & (direct["seed"] == row["seed"])].sort_values("density")
+        accuracies.append(np.interp(np.log(row["density"]), np.log(levels["density"]), levels["accuracy"]))
+    return rows.assign(direct=accuracies, delta=rows["accuracy"] - accuracies)
 
 
 def drift_rows(arms: Sequence[Arm], found: Mapping[str, Sequence[Chain]], setting: Setting) -> pd.DataFrame:
     """Achieved density of elastic tickets minus their source's, and what the identity for equal copies predicts."""
     rows = []
-    for one in arms:
-        for ticket, chain in zip(one.tickets, found[one.columns["source"]], strict=True):
-            source = chain[one.columns["round"]].tickets[0]
-            rows.append(
-                {
-                    **one.columns,
-                    "seed": ticket.seed,
-                    "source density": source.density,
-                    "density": ticket.density,
-                    "drift": ticket.density - source.density,
-                    "predicted": drift_of_equal_copies(source, ticket.architecture),
-                }
-            )
+    for arm in arms:
+        for ticket, chain in zip(arm.tickets, found[arm.columns["source"]], strict=True):
+            source = chain[arm.columns["round"]].tickets[0]
+            rows.append({**arm.columns, "seed": ticket.seed, "source density": source.density,
+                         "density": ticket.density, "drift": ticket.density - source.density,
+                         "predicted": drift_of_equal_copies(source, ticket.architecture)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -116,34 +109,28 @@ def dead_unit_rows(
 ) -> pd.DataFrame:
     """Dead hidden units of trained MLP tickets, direct ones of one level and elastic ones: a row a ticket."""
     runs = [("direct", name, name, chain[level].trained[0]) for name, by_seed in found.items() for chain in by_seed]
-    for one, some in zip(arms, trained, strict=True):
-        runs += [(one.columns["arm"], one.columns["source"], one.columns["target"], run) for run in some]
+    for arm, carried in zip(arms, trained, strict=True):
+        runs += [(arm.columns["arm"], arm.columns["source"], arm.columns["target"], run) for run in carried]
     return pd.DataFrame(
-        {
-            "arm": elastic_control,
-            "source": source,
-            "target": target,
-            "seed": run.seed,
-            "dead units": dead_units(run.ticket, dataset),
-        }
-        for elastic_control, source, target, run in runs
+        [(*names, run.seed, dead_units(run.ticket, dataset)) for *names, run in runs],
+        columns=["arm", "source", "target", "seed", "dead units"],
     )
 
 
 def extra_dead_units(rows: pd.DataFrame) -> pd.Series:
     """Dead units of elastic minus direct tickets of the same target, mean over stretches, one number a seed."""
-    own = rows[rows["arm"] == "direct"].set_index(["target", "seed"])["dead units"]
+    direct = rows[rows["arm"] == "direct"].set_index(["target", "seed"])["dead units"]
     longer = [blocks(target) > blocks(source) for source, target in zip(rows["source"], rows["target"], strict=True)]
     carried = rows[longer].set_index(["target", "seed"])["dead units"]
-    return (carried - own.reindex(carried.index)).groupby("seed").mean()
+    return (carried - direct.reindex(carried.index)).groupby("seed").mean()
 
 
 def accuracy_table(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean test accuracy with the half-width of its 95 % t interval, a row for each value of `by`, a column an arm."""
 
     def written(part: pd.Series) -> str:
-        one = mean_interval(part)
-        return f"{one.estimate:.1f} ± {one.high - one.estimate:.1f}"
+        mean = mean_interval(part)
+        return f"{mean.estimate:.1f} ± {mean.high - mean.estimate:.1f}"
 
     named = rows.groupby([*by, "arm"], sort=False)["accuracy"].agg(written).unstack(sort=False)
     density = rows.groupby(list(by), sort=False)["density"].mean().map("{:.3f}".format)

@@ -14,11 +14,11 @@ from lthlib.evidence.style import (
     Chart,
     caption,
     chart,
+    draw_means,
     error_bars,
     finish,
     looks,
     mean_line,
-    mean_points,
     need,
     note,
     parts_by,
@@ -62,10 +62,7 @@ def cost_curve(
     need(rows, "targets", y, route, replicate)
     with style():
         figure, (axes,) = chart()
-        look = looks(rows[route])
-        counts: set[int] = set()
-        for name, part in parts_by(rows, route):
-            counts |= mean_line(axes, mean_points(part, "targets", y, replicate), look[name], name, shade=0)
+        counts = draw_means(axes, rows, "targets", y, route, replicate, mean_line, shade=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         weighed = "weighed by density" if y == "sparse" else "dense products"
@@ -90,8 +87,8 @@ def cost_scatter(
         look = looks(rows[arm])
         counts: set[int] = set()
         for plot, (target, part) in zip(axes, parts, strict=True):
-            for name, runs in parts_by(part.assign(whole=True), arm):
-                counts |= error_bars(plot, mean_points(runs, "flops", "accuracy", replicate, "whole"), look[name], name)
+            runs = part.assign(whole=True)
+            counts |= draw_means(plot, runs, "flops", "accuracy", arm, replicate, error_bars, look, "whole")
             plot.set_xlim(left=0)
             plot.xaxis.set_major_locator(MaxNLocator(4))
             plot.set(title=str(target), xlabel="training FLOPs")
@@ -115,9 +112,7 @@ def accuracy_along_lines(
         look = looks(rows[path])
         counts: set[int] = set()
         for plot, (kind, part) in zip(axes, parts, strict=True):
-            for name, line in parts_by(part, path):
-                points = mean_points(line, "alpha", "accuracy", replicate)
-                counts |= mean_line(plot, points, look[name], name, shade=0.15)
+            counts |= draw_means(plot, part, "alpha", "accuracy", path, replicate, mean_line, look, shade=0.15)
             plot.set(title=f"BatchNorm statistics {kind}", xlabel=r"$\alpha$, from one training to the other")
         axes[0].set_ylabel("validation accuracy (%)")
         axes[0].set_ylim(max(0, axes[0].get_ylim()[0]), 101)

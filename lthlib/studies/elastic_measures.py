@@ -31,34 +31,24 @@ def cost_rows(
     `carried` are the elastic arms of one source, one a target and all of one level; `dynamic_arms` those of RigL on
     the same targets. Columns: seed, route, targets, last_target, dense, sparse (FLOPs), break_even (targets).
     """
-    count, rows = len(setting.dataset.train.labels), []
+    recipe, count, rows = setting.recipe, len(setting.dataset.train.labels), []
     start, level = setting.pruning.rewind_step, carried[0].columns["round"]
     rule = dynamic.rule_for("rigl", 1.0, interval=interval(setting))
     assert isinstance(rule, dynamic.DropAndGrow)
-
-    def chain_cost(name: str, place: int) -> Cost:
-        masks = [one.tickets[0].layer_densities() for one in found[name][place][1 : level + 1]]
-        return imp_cost(setting.architecture(name), setting.recipe, count, masks, rewind_step=start)
-
     for place, seed in enumerate(setting.seeds):
-        alone = {one.columns["target"]: chain_cost(one.columns["target"], place) for one in carried}
+        tickets = {arm.columns["target"]: arm.tickets[place] for arm in carried}
+        alone = {target: _chain_cost(found, target, place, level, setting) for target in tickets}
         each = {
-            one.columns["target"]: training_cost(
-                one.tickets[place].architecture,
-                setting.recipe,
-                count,
-                one.tickets[place].layer_densities(),
-                start_step=start,
-            )
-            for one in carried
+            target: training_cost(ticket.architecture, recipe, count, ticket.layer_densities(), start_step=start)
+            for target, ticket in tickets.items()
         }
-        source = chain_cost(carried[0].columns["source"], place)
+        source = _chain_cost(found, carried[0].columns["source"], place, level, setting)
         routes = {"IMP on each target": (Cost(), alone), "one IMP, then elastic": (source, each)}
         sparse = {
-            one.columns["target"]: drop_and_grow_cost(
-                one.tickets[place].architecture, setting.recipe, count, one.densities[place], rule
+            arm.columns["target"]: drop_and_grow_cost(
+                arm.tickets[place].architecture, recipe, count, arm.densities[place], rule
             )
-            for one in dynamic_arms
+            for arm in dynamic_arms
         }
         if list(sparse) == list(each):
             routes["RigL on each target"] = (Cost(), sparse)
@@ -81,25 +71,30 @@ def with_cost(
     place = {seed: number for number, seed in enumerate(setting.seeds)}
 
     def chain_cost(name: str, row: pd.Series) -> float:
-        levels = found[name][place[row["seed"]]][1 : row["round"] + 1]
-        masks = [level.tickets[0].layer_densities() for level in levels]
-        return imp_cost(setting.architecture(name), setting.recipe, count, masks, rewind_step=start).sparse
+        return _chain_cost(found, name, place[row["seed"]], row["round"], setting).sparse
 
     costs = []
     for _, row in rows.iterrows():
-        own = 6.0 * row["sparse_macs"] * examples_seen(setting.recipe, count, start)
+        after = 6.0 * row["sparse_macs"] * examples_seen(setting.recipe, count, start)
         if row["arm"] == "direct":
             costs.append(chain_cost(row["target"], row))
         elif row["arm"] in ("set", "rigl"):
             costs.append(6.0 * row["sparse_macs"] * examples_seen(setting.recipe, count))
         elif row["arm"] in AT_REWIND:
             before = training_cost(setting.architecture(row["target"]), setting.recipe, count, stop_step=start)
-            costs.append(own + before.sparse)
+            costs.append(after + before.sparse)
         elif row["arm"] in dynamic.METHODS:
             costs.append(math.nan)
         else:
-            costs.append(own + chain_cost(row["source"], row) / shared_by)
+            costs.append(after + chain_cost(row["source"], row) / shared_by)
     return rows.assign(flops=costs).dropna(subset="flops")
+
+
+def _chain_cost(found: Mapping[str, Sequence[Chain]], name: str, place: int, level: int, setting: Setting) -> Cost:
+    """IMP on the network called `name` by its replicate at `place`, down to a level."""
+    masks = [pruned.tickets[0].layer_densities() for pruned in found[name][place][1 : level + 1]]
+    count, start = len(setting.dataset.train.labels), setting.pruning.rewind_step
+    return imp_cost(setting.architecture(name), setting.recipe, count, masks, rewind_step=start)
 
 
 def barrier_rows(

@@ -1,7 +1,6 @@
 """One frontier over all finders: numbers kept, accuracy, and the training FLOPs that each ticket needed."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -46,16 +45,15 @@ def weights_trained(levels: Sequence[Level], setting: Setting) -> pd.DataFrame:
     for number, level in enumerate(levels[1:], 1):
         target = level.density
         parts.append(_rows(IMP, level.tickets, setting, levels[: number + 1], target))
-        initial = levels[0].tickets
-        data = setting.dataset
-        made = {
+        initial, data = levels[0].tickets, setting.dataset
+        tickets_by = {
             "snip": tickets_of("snip", initial, target, data, examples_per_class=EXAMPLES_PER_CLASS),
             "synflow": tickets_of("synflow", initial, target, data, iterations=SYNFLOW_ITERATIONS),
         }
         if number > 1:
-            made["one-shot"] = after_training(levels[0].trained, target, setting.pruning.rewind_step)
-        parts += [_rows(name, tickets, setting, levels[:1], target) for name, tickets in made.items()]
-        parts.append(_rigl(target, setting, levels[0].tickets))
+            tickets_by["one-shot"] = after_training(levels[0].trained, target, setting.pruning.rewind_step)
+        parts += [_rows(name, tickets, setting, levels[:1], target) for name, tickets in tickets_by.items()]
+        parts.append(_rigl(target, setting, initial))
         small = small_dense(initial[0].architecture, level.tickets[0].kept)
         parts.append(_rows(SMALL, initial_tickets(small, setting.seeds), setting, levels[:1], target))
     whole = levels[0].tickets[0].prunable
@@ -169,17 +167,10 @@ def _untrained(
 ) -> pd.DataFrame:
     tests = evaluate(tickets, setting.dataset, "test")
     kept = [ticket.kept for ticket in tickets]
-    return pd.DataFrame(
-        {
-            "finder": finder,
-            "asked": target,
-            "seed": list(setting.seeds),
-            "kept": kept,
-            "share": [number / whole for number in kept],
-            "accuracy": [test.accuracy for test in tests],
-            **_columns(spent),
-        }
-    )
+    columns = {"finder": finder, "asked": target, "seed": list(setting.seeds), "kept": kept,
+               "share": [number / whole for number in kept],
+               "accuracy": [test.accuracy for test in tests]}  # fmt: skip
+    return pd.DataFrame(columns | _columns(spent))
 
 
 # --------------------------------------------------------------------------------------------------------- comparisons
@@ -190,14 +181,8 @@ def frontier(rows: pd.DataFrame) -> pd.DataFrame:
     more FLOPs and is as accurate, and better in one of the three. Sorted by numbers kept."""
     means = rows.groupby(["finder", "asked"], sort=False)[["kept", "share", "accuracy", "flops"]].mean().reset_index()
 
-    def beaten(one: Mapping[str, Any]) -> bool:
-        as_good = (
-            (means["kept"] <= one["kept"]) & (means["flops"] <= one["flops"]) & (means["accuracy"] >= one["accuracy"])
-        )
-        better = (means["kept"] < one["kept"]) | (means["flops"] < one["flops"]) | (means["accuracy"] > one["accuracy"])
-        return bool((as_good & better).any())
-
-    on = [not beaten(one) for one in means.to_dict("records")]
+    costs = means[["kept", "flops"]].assign(lost=-means["accuracy"])
+    on = [not ((costs <= mean).all(axis=1) & (costs < mean).any(axis=1)).any() for _, mean in costs.iterrows()]
     return means.assign(on_frontier=on).sort_values(["kept", "flops"], ignore_index=True)
 
 

@@ -1,6 +1,7 @@
 """Pruning at initialization as tables: arms of tickets found, trained together and measured; scores compared."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -122,20 +123,14 @@ def score_rows(
     rows = []
     for ticket in initial:
         scores = _scores(ticket, dataset, examples_per_class)
-        masks = {name: select(ticket, one, kept_count(density, ticket.prunable)).masks for name, one in scores.items()}
-        ranks = {name: _ranks(one) for name, one in scores.items()}
-        for first in scores:
-            for second in scores:
-                rows.append(
-                    {
-                        "seed": ticket.seed,
-                        "score": first,
-                        "other": second,
-                        "spearman": float(ranks[first].corr(ranks[second])),
-                        "overlap": jaccard(masks[first], masks[second]),
-                        "chance": jaccard_by_chance(masks[first], masks[second], layerwise=True),
-                    }
-                )
+        count = kept_count(density, ticket.prunable)
+        masks = {name: select(ticket, score, count).masks for name, score in scores.items()}
+        ranks = {name: _ranks(score) for name, score in scores.items()}
+        for first, second in product(scores, repeat=2):
+            pair = masks[first], masks[second]
+            rows.append({"seed": ticket.seed, "score": first, "other": second,
+                         "spearman": float(ranks[first].corr(ranks[second])), "overlap": jaccard(*pair),
+                         "chance": jaccard_by_chance(*pair, layerwise=True)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -157,30 +152,17 @@ def _ranks(scores: State) -> pd.Series:
 
 
 def collapse_rows(
-    model: str,
-    dataset: Dataset,
-    seeds: Sequence[int],
-    methods: Sequence[str],
-    densities: Sequence[float],
+    model: str, dataset: Dataset, seeds: Sequence[int], methods: Sequence[str], densities: Sequence[float]
 ) -> pd.DataFrame:
     """Untrained masks down to extreme densities: empty layers and effective density, one row per method and density."""
     initial = initial_tickets(architecture(model, dataset.input_shape, dataset.classes), seeds)
     rows = []
-    for method in methods:
-        for density in densities:
-            for ticket in tickets_of(method, initial, density, dataset):
-                empty = collapsed_layers(ticket)
-                rows.append(
-                    {
-                        "seed": ticket.seed,
-                        "model": model,
-                        "method": method,
-                        "density": density,
-                        "empty_layers": len(empty),
-                        "effective_density": effective_density(ticket),
-                        "first_empty": empty[0] if empty else "",
-                    }
-                )
+    for method, density in product(methods, densities):
+        for ticket in tickets_of(method, initial, density, dataset):
+            empty = collapsed_layers(ticket)
+            rows.append({"seed": ticket.seed, "model": model, "method": method, "density": density,
+                         "empty_layers": len(empty), "effective_density": effective_density(ticket),
+                         "first_empty": empty[0] if empty else ""})  # fmt: skip
     return pd.DataFrame(rows)
 
 

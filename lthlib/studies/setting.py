@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lthlib.data import Dataset
-from lthlib.elastic import DepthMap, carry, depth_map
+from lthlib.elastic import carry, depth_map
 from lthlib.evidence.measure import measure, measure_levels
 from lthlib.finders import dynamic
 from lthlib.finders.dynamic import train_dynamic
@@ -173,21 +173,9 @@ def elastic_arm(
     **how: Any,
 ) -> Arm:
     """The elastic tickets from `source`'s level to `target`, by `depth_map(..., **how)`."""
-    depths = depth_map(setting.architecture(source), setting.architecture(target), **how)
-    return mapped_arm(found, source, target, level, depths, setting, label)
-
-
-def mapped_arm(
-    found: Mapping[str, Sequence[Chain]],
-    source: str,
-    target: str,
-    level: int,
-    depths: DepthMap,
-    setting: Setting,
-    label: str = "elastic",
-) -> Arm:
-    """As `elastic_arm`, by a map of one's own."""
-    tickets = [carry(chain[level].tickets[0], setting.architecture(target), depths) for chain in found[source]]
+    architecture = setting.architecture(target)
+    depths = depth_map(setting.architecture(source), architecture, **how)
+    tickets = [carry(chain[level].tickets[0], architecture, depths) for chain in found[source]]
     return Arm(tickets, {"arm": label, "source": source, "target": target, "round": level})
 
 
@@ -204,27 +192,27 @@ def control_arms(
     architecture = setting.architecture(target)
     depths = depth_map(setting.architecture(source), architecture, **how)
     sources = [chain[level].tickets[0] for chain in found[source]]
-    own = [chain[0].tickets[0] for chain in found[target]]
-    counts = [carry(ticket, architecture, depths) for ticket in sources]
-    made = []
+    dense = [chain[0].tickets[0] for chain in found[target]]
+    carried = [carry(ticket, architecture, depths) for ticket in sources]
+    arms = []
     for name in names:
         columns = {"arm": name, "source": source, "target": target, "round": level}
         if name in dynamic.METHODS:
             # Dynamic sparse training starts at step 0: it has no dense run to rewind to.
             start = initial_tickets(architecture, setting.seeds)
-            made.append(Arm(start, columns, name, tuple(one.density for one in counts)))
+            arms.append(Arm(start, columns, name, tuple(ticket.density for ticket in carried)))
             continue
         if name == "direct":
             rule = setting.recipe.output_layer
-            tickets = [direct_at(chain, one.kept, rule) for chain, one in zip(found[target], counts, strict=True)]
+            tickets = [direct_at(chain, like.kept, rule) for chain, like in zip(found[target], carried, strict=True)]
         else:
             tasks = [
-                partial(elastic_control, name, ticket, architecture, depths, mine, setting.dataset)
-                for ticket, mine in zip(sources, own, strict=True)
+                partial(elastic_control, name, ticket, architecture, depths, unpruned, setting.dataset)
+                for ticket, unpruned in zip(sources, dense, strict=True)
             ]
             tickets = beside(tasks, setting)
-        made.append(Arm(tickets, columns))
-    return made
+        arms.append(Arm(tickets, columns))
+    return arms
 
 
 def flipped(dataset: Dataset) -> Dataset:

@@ -1,6 +1,7 @@
 """Tidy rows of the sketching study: relative errors of many drawn masks beside their formulas."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def error_rows(
     draws). Top-k has one mask, and none for the uniform distribution, where ties would decide. `given` adds
     distributions by name to those of `kinds`.
     """
-    found = {
+    chances = {
         kind: sketching.distribution(kind, x, w0, w_star=w_star, generator=generator(seed, "sketch", kind))
         for kind in kinds
     }
@@ -65,7 +66,7 @@ def error_rows(
         on: (w, float(sketching.output_error(x, w, torch.zeros_like(w)))) for on, w in (("w0", w0), ("w*", w_star))
     }
     rows = []
-    for kind, p in (found | dict(given or {})).items():
+    for kind, p in (chances | dict(given or {})).items():
         for density in densities:
             s = max(1, kept_count(density, p.numel()))
             pi = sketching.poisson_probabilities(p, s)
@@ -75,22 +76,11 @@ def error_rows(
                 drawn = _masks(mask, p, pi, s, draws, generator(seed, "sketch", kind, mask, s))
                 for on, (w, energy) in judged.items():
                     errors = sketching.relative_error(x, w, drawn)
-                    rows.append(
-                        {
-                            "seed": seed,
-                            "distribution": kind,
-                            "mask": mask,
-                            "density": density,
-                            "s": s,
-                            "on": on,
-                            "kept": float((drawn != 0).double().mean()),
-                            "error": float(errors.mean()),
-                            "median": float(errors.median()),
-                            "below_one": float((errors < 1).double().mean()),
-                            "theory": _expected(mask, x, w, p, pi, s) / energy,
-                        }
-                        | columns
-                    )
+                    row = {"seed": seed, "distribution": kind, "mask": mask, "density": density, "s": s, "on": on,
+                           "kept": float((drawn != 0).double().mean()), "error": float(errors.mean()),
+                           "median": float(errors.median()), "below_one": float((errors < 1).double().mean()),
+                           "theory": _expected(mask, x, w, p, pi, s) / energy}  # fmt: skip
+                    rows.append(row | columns)
     return pd.DataFrame(rows)
 
 
@@ -132,22 +122,17 @@ def pixel_rows(
     w* is w0 after `steps` of gradient descent; `movement` is |w* - w0| / |w0|.
     """
     parts = []
-    for seed in seeds:
-        for how in preparations:
-            x, y = pixel_problem(dataset, examples, how, seed)
-            for scheme in schemes:
-                for scale in scales:
-                    w0 = sketching.initial_weights(
-                        (len(x),), scale / len(x) ** 0.5, scheme, generator(seed, "linear weights")
-                    )
-                    w_star = sketching.gradient_descent(x, y, w0, [steps])[0]
-                    movement = float((w_star - w0).norm() / w0.norm())
-                    columns: dict[str, Any] = {
-                        "features": how,
-                        "init": f"{EQUAL if scheme == 'signed_constant' else ''}std {scale:g}/√d",
-                        "movement": movement,
-                    }
-                    parts.append(error_rows(x, w0, w_star, densities, seed, draws=draws, **columns))
+    for seed, how in product(seeds, preparations):
+        x, y = pixel_problem(dataset, examples, how, seed)
+        for scheme, scale in product(schemes, scales):
+            w0 = sketching.initial_weights((len(x),), scale / len(x) ** 0.5, scheme, generator(seed, "linear weights"))
+            w_star = sketching.gradient_descent(x, y, w0, [steps])[0]
+            columns: dict[str, Any] = {
+                "features": how,
+                "init": f"{EQUAL if scheme == 'signed_constant' else ''}std {scale:g}/√d",
+                "movement": float((w_star - w0).norm() / w0.norm()),
+            }
+            parts.append(error_rows(x, w0, w_star, densities, seed, draws=draws, **columns))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -177,9 +162,8 @@ def masked_training_rows(
                 for step, masked, whole in zip(STEPS, trained, free, strict=True):
                     fit = float((x.T @ masked - y).square().sum() / y.square().sum())
                     error = float(sketching.relative_error(x, whole, mask))
-                    row = {"seed": seed, "mask": name, "density": density, "step": step, "fit": fit, "error": error}
-                    rows.append(row)
-    return pd.DataFrame(rows)
+                    rows.append((seed, name, density, step, fit, error))
+    return pd.DataFrame(rows, columns=["seed", "mask", "density", "step", "fit", "error"])
 
 
 def linearised_rows(
@@ -223,11 +207,11 @@ def one_layer_identity(ticket: Ticket) -> float:
 
 def error_slopes(rows: pd.DataFrame) -> dict[str, list[float]]:
     """For each preparation and init of `error_rows`: slope of log(error) on log(s), plus 1, one number a seed."""
-    found: dict[str, list[float]] = {}
+    slopes: dict[str, list[float]] = {}
     for (features, init, _), part in rows.groupby(["features", "init", "seed"]):
         slope = np.polyfit(np.log(part["s"]), np.log(part["error"]), 1)[0]
-        found.setdefault(f"{features}, {init}", []).append(float(slope) + 1)
-    return found
+        slopes.setdefault(f"{features}, {init}", []).append(float(slope) + 1)
+    return slopes
 
 
 def ratios(rows: pd.DataFrame) -> dict[str, list[float]]:

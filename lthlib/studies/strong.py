@@ -58,18 +58,13 @@ def ways(candidates: int, eps: float) -> dict[str, Way]:
 
 
 def targets(
-    name: str,
-    dataset: Dataset,
-    recipe: Recipe,
-    seeds: Sequence[int],
-    *,
-    store: Store | None = None,
+    name: str, dataset: Dataset, recipe: Recipe, seeds: Sequence[int], *, store: Store | None = None
 ) -> list[Trained]:
     """Trained target networks, one a seed: a model's name, or a text of `models.layers` (layers joined by dashes)."""
     shape, classes = dataset.input_shape, dataset.classes
-    own = name.startswith(("flatten-", "conv")) and "linear" in name
-    made = source(name, shape, classes) if own else architecture(name, shape, classes)
-    return train(initial_tickets(made, seeds), recipe, dataset, store=store)
+    of_layers = name.startswith(("flatten-", "conv")) and "linear" in name
+    network = (source if of_layers else architecture)(name, shape, classes)
+    return train(initial_tickets(network, seeds), recipe, dataset, store=store)
 
 
 def constructions(
@@ -96,7 +91,9 @@ def constructions(
     speeds = []
     for name, way in chosen.items():
         for run, one in zip(trained, exact, strict=True):
-            found, seconds = _timed(run.ticket, way, run.seed)
+            start = time.perf_counter()
+            found = construct(run.ticket, way.search, kind=way.kind, seed=run.seed)
+            seconds = time.perf_counter() - start
             (test,) = evaluate([found.ticket], dataset, "test")
             accuracy = {"accuracy": test.accuracy, "delta": test.accuracy - one.accuracy}
             rows.append({"arm": name, "seed": run.seed} | row_of(found, images) | accuracy)
@@ -106,12 +103,6 @@ def constructions(
                 made[name].append(found)
     speed = pd.DataFrame(speeds).groupby("arm", sort=False).mean()
     return pd.DataFrame(rows), made, speed.assign(**{"solves/s": speed["solves"] / speed["seconds"]})
-
-
-def _timed(target: Ticket, way: Way, seed: int) -> tuple[Construction, float]:
-    start = time.perf_counter()
-    found = construct(target, way.search, kind=way.kind, seed=seed)
-    return found, time.perf_counter() - start
 
 
 def row_of(found: Construction, images: Tensor) -> dict[str, Any]:
@@ -213,13 +204,8 @@ def found_on_the_same_source(
             if same_source and one.ticket.prunable > LARGEST_SEARCH:
                 continue
             settings = Supermask("edge-popup", one.ticket.density)
-            (found,) = find_supermasks(
-                [random_source(shape, run.seed)],
-                settings,
-                popup.recipe,
-                dataset,
-                store=store,
-            )
+            sources = [random_source(shape, run.seed)]
+            (found,) = find_supermasks(sources, settings, popup.recipe, dataset, store=store)
             (test,) = evaluate([found.ticket], dataset, "test")
             rows.append({"arm": f"edge-popup on the {'source' if same_source else 'target'}'s architecture",
                          "beside": name, "seed": run.seed, "density": found.ticket.density,

@@ -68,24 +68,16 @@ def finder_table(
     labels += [label for label, _ in baselines]
     judged += [result.accuracy for result in evaluate([ticket for _, ticket in baselines], dataset, "validation")]
     tickets += [ticket for _, ticket in baselines]
-    rows = []
-    for label, ticket, validation, test in zip(
-        labels, tickets, judged, evaluate(tickets, dataset, "test"), strict=True
-    ):
-        rows.append(
-            {
-                "model": architecture.name,
-                "dataset": dataset.label,
-                "finder": label,
-                "density": ticket.density,
-                "seed": ticket.seed,
-                "accuracy": test.accuracy,
-                "loss": test.loss,
-                "validation_accuracy": validation,
-                "trained": label == DENSE,
-            }
-        )
-    return pd.DataFrame(rows)
+    tests = evaluate(tickets, dataset, "test")
+    rows = [
+        (label, ticket.density, ticket.seed, test.accuracy, test.loss, validation, label == DENSE)
+        for label, ticket, validation, test in zip(labels, tickets, judged, tests, strict=True)
+    ]
+    columns = ["finder", "density", "seed", "accuracy", "loss", "validation_accuracy", "trained"]
+    table = pd.DataFrame(rows, columns=columns)
+    table.insert(0, "model", architecture.name)
+    table.insert(1, "dataset", dataset.label)
+    return table
 
 
 def curve_rows(searches: Sequence[Found], **columns: Any) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,8 @@ def errors_of(kind: str, ticket: UniversalTicket) -> Array:
 
 def made(kind: str, seed: int, **options: Any) -> UniversalTicket:
     """A ticket of one of the two goals, "polynomials" or "sine"; options as in `theory.universal`."""
-    return (
-        universal.polynomial_ticket(seed, **options)
-        if kind == "polynomials"
-        else universal.sine_ticket(seed, **options)
-    )
+    build = universal.polynomial_ticket if kind == "polynomials" else universal.sine_ticket
+    return build(seed, **options)
 
 
 def goal_rows(seeds: Iterable[int], folder: Path, arm: str = "ours") -> tuple[pd.DataFrame, dict[str, float]]:
@@ -163,16 +161,15 @@ def depth_rows(seeds: Sequence[int], widths: Sequence[int], depths: Sequence[int
     for seed in seeds:
         source = generator(seed, "deep targets")
         goals = 2 * torch.rand(targets, dtype=torch.float64, generator=source).numpy() - 1
-        for depth in depths:
-            for width in widths:
-                errors = deep_errors(1_000_000 * seed, goals, width, depth)
-                rows.append({"seed": seed, "depth": depth, "width": width, "error": float(np.median(errors))})
-    return pd.DataFrame(rows)
+        for depth, width in product(depths, widths):
+            error = np.median(deep_errors(1_000_000 * seed, goals, width, depth))
+            rows.append((seed, depth, width, float(error)))
+    return pd.DataFrame(rows, columns=["seed", "depth", "width", "error"])
 
 
 def width_at(rows: pd.DataFrame, error: float) -> pd.DataFrame:
     """The width at which each seed and depth of `depth_rows` first reaches `error`, log-linear between the widths."""
-    found = []
+    reached = []
     for (seed, depth), part in rows.sort_values("width").groupby(["seed", "depth"]):
         best = np.minimum.accumulate(part["error"].to_numpy(float))
         width = part["width"].to_numpy(float)
@@ -184,8 +181,8 @@ def width_at(rows: pd.DataFrame, error: float) -> pd.DataFrame:
             if i:
                 share = math.log(best[i - 1] / error) / math.log(best[i - 1] / best[i])
                 at = width[i - 1] + share * (width[i] - width[i - 1])
-        found.append({"seed": seed, "depth": depth, "width": at})
-    return pd.DataFrame(found)
+        reached.append({"seed": seed, "depth": depth, "width": at})
+    return pd.DataFrame(reached)
 
 
 def dimension_rows(seeds: Sequence[int], dimensions: Sequence[int], folder: Path, degree: int = 2) -> pd.DataFrame:
