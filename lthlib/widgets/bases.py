@@ -2,10 +2,10 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as controls
 import numpy as np
 import torch
 from matplotlib.artist import Artist
@@ -25,7 +25,7 @@ from lthlib.training.recipe import Recipe
 from lthlib.widgets import loaded
 from lthlib.widgets.explorer import Explorer, density_slider, dropdown, slider
 from lthlib.widgets.loaded import RULES, Loaded, fitting, initial
-from lthlib.widgets.scene import Move, coarse, filters, picture, shared
+from lthlib.widgets.scene import Facts, Move, coarse, filters, picture
 
 SIZE = (10.8, 3.6)
 WEIGHTS = ("trained", "initial", "training delta")
@@ -124,14 +124,12 @@ def largest(coefficients: Tensor, share: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class BasisFacts:
+class BasisFacts(Facts):
     """One layer's energy curves: `canonical`, `now` (on the way) and `target` (in the basis) at `fractions`; pictures.
 
     `share` is the energy in the largest `density` of the coefficients now; both in [0, 1].
     """
 
-    readout: str
-    background: Hashable
     density: float
     fractions: np.ndarray
     canonical: np.ndarray
@@ -282,26 +280,18 @@ class BasisExplorer(Explorer):
         rules = self.turns.rules()
         if not rules:
             raise InputError(f"no basis but the canonical one fits {self.turns.source.dense[0].ticket.architecture}")
-        self.first = "svd" if "svd" in rules else rules[0]
-        seed, layer = self.turns.source.seeds[0], self.turns.source.layers[0]
-        first = {"basis": self.first, "layer": layer, "weights": "trained", "density": 0.1, "seed": seed}
-        examples = shared(first, {"turn": 0.0}, {"turn": 0.5}, {"turn": 1.0})
-        super().__init__("Basis explorer", self._controls, self._facts, draw_basis, SIZE, examples)
-
-    @classmethod
-    def of_run(cls, folder: Path | str, data_dir: Path | str = "data") -> "BasisExplorer":
-        """The explorer of a finished run's folder; see `loaded.of_run`."""
-        return cls(source=loaded.of_run(folder, data_dir))
-
-    def _facts(self, **settings: Any) -> BasisFacts:
-        return basis_facts(self.turns, **settings)
-
-    def _controls(self) -> dict[str, controls.Widget]:
-        return {
+        rows = {
             "turn": slider("turn to basis", 0, 1, 1, 0.05),
-            "basis": dropdown("basis", self.turns.rules(), self.first),
+            "basis": dropdown("basis", rules, "svd" if "svd" in rules else rules[0]),
             "density": density_slider(),
             "layer": dropdown("layer", self.turns.source.layers),
             "weights": dropdown("weights", WEIGHTS),
             "seed": dropdown("seed", self.turns.source.seeds),
         }
+        variants = ({"turn": turn} for turn in (0.0, 0.5, 1.0))
+        super().__init__("Basis explorer", rows, partial(basis_facts, self.turns), draw_basis, SIZE, *variants)
+
+    @classmethod
+    def of_run(cls, folder: Path | str, data_dir: Path | str = "data") -> "BasisExplorer":
+        """The explorer of a finished run's folder; see `loaded.of_run`."""
+        return cls(source=loaded.of_run(folder, data_dir))

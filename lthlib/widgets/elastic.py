@@ -1,12 +1,11 @@
 """ElasticExplorer: a ticket of one depth laid over another, block by block, and the density that comes out."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as controls
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -22,7 +21,7 @@ from lthlib.models.architecture import architecture, prunable
 from lthlib.models.initial import initial_state
 from lthlib.ticket import Ticket, dense_ticket
 from lthlib.widgets.explorer import Explorer, density_slider, dropdown, text_field
-from lthlib.widgets.scene import Move, shared
+from lthlib.widgets.scene import Facts, Move
 
 SIZE = (10.8, 3.8)
 DEPTHS = ("resnet-8-w8", "resnet-14-w8", "resnet-20-w8", "resnet-26-w8", "resnet-32-w8", "resnet-44-w8", "resnet-56-w8")
@@ -33,11 +32,9 @@ WHITE = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class ElasticFacts:
+class ElasticFacts(Facts):
     """One map: for each stage the source's units and the target's (ids of source units), and densities by stage."""
 
-    readout: str
-    background: Hashable
     names: tuple[str, ...]
     before: tuple[tuple[int, ...], ...]
     after: DepthMap
@@ -217,14 +214,18 @@ class ElasticExplorer(Explorer):
         shape, classes = (like.architecture.input_shape, like.architecture.classes) if like else (INPUT, CLASSES)
         every = [*self.sources, *self.targets]
         self.longest = max(len(stage.units) for name in every for stage in stages(architecture(name, shape, classes)))
-        first: dict[str, Any] = {"source": self.sources[len(self.sources) // 3], "target": self.targets[-1]}
-        first |= {"order": "append", "chosen": ALL, "dropped": "late"}
-        first |= {} if self.tickets else {"density": DENSITY}
         middle = self.targets[min(len(self.targets) - 1, len(self.targets) // 2 + 1)]
-        examples = shared(
-            first, {"target": middle}, {"target": middle, "order": "interpolate"}, {"target": self.targets[0]}
-        )
-        super().__init__("Elastic explorer", self._controls, self._facts, draw_elastic, SIZE, examples)
+        rows = {
+            "source": dropdown("source", self.sources, self.sources[len(self.sources) // 3]),
+            "target": dropdown("target", self.targets, middle),
+            "order": dropdown("order", ORDERS),
+            "chosen": text_field("blocks to copy", ALL),
+            "dropped": dropdown("dropped", DROPS),
+        }
+        if not self.tickets:
+            rows["density"] = density_slider(0.01, DENSITY)
+        variants: list[dict[str, str]] = [{}, {"order": "interpolate"}, {"target": self.targets[0]}]
+        super().__init__("Elastic explorer", rows, self._facts, draw_elastic, SIZE, *variants)
 
     @classmethod
     def of_run(cls, folder: Path | str) -> "ElasticExplorer":
@@ -249,14 +250,3 @@ class ElasticExplorer(Explorer):
             raise unknown("source", source, self.sources)
         ticket = self.tickets[source] if self.tickets else example_ticket(source, round(density, 6))
         return elastic_facts(ticket, target, table=self.table, longest=self.longest, **settings)
-
-    def _controls(self) -> dict[str, controls.Widget]:
-        first = self.examples[0]
-        choices = {
-            "source": dropdown("source", self.sources, first["source"]),
-            "target": dropdown("target", self.targets, first["target"]),
-            "order": dropdown("order", ORDERS),
-            "chosen": text_field("blocks to copy", ALL),
-            "dropped": dropdown("dropped", DROPS),
-        }
-        return choices if self.tickets else {**choices, "density": density_slider(0.01, DENSITY)}

@@ -6,6 +6,7 @@ A dense network is pruned at any density, evaluated on the spot, and shown layer
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -32,9 +33,9 @@ from lthlib.training.loop import Trained
 from lthlib.training.recipe import Recipe
 from lthlib.widgets import loaded
 from lthlib.widgets.background import Background, Cancelled, train_watched
-from lthlib.widgets.explorer import Explorer, density_slider, dropdown, labelled, one_line
+from lthlib.widgets.explorer import Explorer, Row, density_slider, dropdown, labelled, one_line
 from lthlib.widgets.loaded import RULES, Loaded, fitting, initial
-from lthlib.widgets.scene import Move, coarse, filters, log_percent, picture, shared
+from lthlib.widgets.scene import Facts, Move, coarse, filters, log_percent, picture
 
 SIZE = (10.8, 3.7)
 OF_RUN = "tickets of the run"
@@ -51,15 +52,13 @@ class Result:
 
 
 @dataclass(frozen=True)
-class TicketFacts:
+class TicketFacts(Facts):
     """One pruned network: accuracy in percent on validation images without any training, densities, pictures.
 
     `curve` (densities, accuracies) is live pruning at other densities, `measured` the table's means (density,
     accuracy, seeds) by arm, `nearest` the row of this seed nearest in density; `mask`, `dense`, `effective` are images.
     """
 
-    readout: str
-    background: Hashable
     density: float
     accuracy: float | None
     curve: tuple[np.ndarray, np.ndarray]
@@ -357,28 +356,22 @@ class TicketExplorer(Explorer):
     ) -> None:
         self.bench = Bench(source or loaded.loaded(dense, dataset, recipe, table, pruned))
         self.background = Background()
-        first = {"basis": "canonical", "finder": "trained magnitude", "seed": self.bench.source.seeds[0]}
-        first |= {"layer": self.bench.source.layers[0], "live": True}
-        examples = shared(first, {"density": 0.5}, {"density": 0.1}, {"density": 0.02})
-        super().__init__("Ticket explorer", self._controls, self._facts, draw_ticket, SIZE, examples)
+        rows = {
+            "density": density_slider(),
+            # The bases that fit take a while to try.
+            "basis": Row("canonical", lambda: dropdown("basis", self.bench.rules).make()),
+            "finder": dropdown("finder", self.bench.finders),
+            "seed": dropdown("seed", self.bench.source.seeds),
+            "layer": dropdown("layer", self.bench.source.layers),
+            "live": Row(True, lambda: controls.Checkbox(value=True, description="Prune live", indent=True)),
+        }
+        variants = ({"density": density} for density in (0.5, 0.1, 0.02))
+        super().__init__("Ticket explorer", rows, partial(ticket_facts, self.bench), draw_ticket, SIZE, *variants)
 
     @classmethod
     def of_run(cls, folder: Path | str, data_dir: Path | str = "data") -> "TicketExplorer":
         """The explorer of a finished run's folder, results/<profile>/<notebook>; see `loaded.of_run`."""
         return cls(source=loaded.of_run(folder, data_dir))
-
-    def _facts(self, **settings: Any) -> TicketFacts:
-        return ticket_facts(self.bench, **settings)
-
-    def _controls(self) -> dict[str, controls.Widget]:
-        return {
-            "density": density_slider(),
-            "basis": dropdown("basis", self.bench.rules),
-            "finder": dropdown("finder", self.bench.finders),
-            "seed": dropdown("seed", self.bench.source.seeds),
-            "layer": dropdown("layer", self.bench.source.layers),
-            "live": controls.Checkbox(value=True, description="Prune live", indent=True),
-        }
 
     def extras(self) -> list[controls.Widget]:
         """Train, its progress, and Cancel."""
