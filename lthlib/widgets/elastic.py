@@ -71,31 +71,24 @@ def elastic_facts(
     ids = None if chosen == ALL else _ids(chosen)
     depths = depth_map(source, goal, order, chosen=ids, which=dropped)
     kept, total = kept_after(ticket, goal, depths)
-    units = tuple(tuple(range(len(stage.units))) for stage in stages(source))
-    before = tuple(_density(ticket, stage.units) for stage in stages(source))
-    after = tuple(
-        _density(ticket, [stage.units[unit] for unit in line])
-        for stage, line in zip(stages(source), depths, strict=True)
-    )
+    parts = stages(source)
+    units, names = tuple(tuple(range(len(stage.units))) for stage in parts), tuple(stage.name for stage in parts)
+    carried = ([stage.units[unit] for unit in line] for stage, line in zip(parts, depths, strict=True))
     readout = (
         f"{source.name} to {target}: map {to_text(depths)}; density {100 * ticket.density:.3g} % becomes "
         f"{100 * kept / total:.3g} % ({kept:,} of {total:,} weights)"
     )
     return ElasticFacts(
         readout=readout + measured(table, source.name, target),
-        background=(tuple(stage.name for stage in stages(source)), longest),
-        names=tuple(stage.name for stage in stages(source)),
+        background=(names, longest),
+        names=names,
         before=units,
         after=depths,
-        source_density=before,
-        target_density=after,
+        source_density=tuple(_density(ticket, stage.units) for stage in parts),
+        target_density=tuple(_density(ticket, prefixes) for prefixes in carried),
         total=(ticket.density, kept / total),
         longest=longest or max(*map(len, units), *map(len, depths)),
     )
-
-
-def _family(ticket: Ticket) -> str:
-    return ticket.architecture.name.split("-")[0]
 
 
 def _ids(text: str) -> list[int]:
@@ -234,7 +227,8 @@ class ElasticExplorer(Explorer):
         Raises InputError where the folder holds no pruned ticket of a network with stages, or no table.
         """
         saved = [Ticket.load(path) for path in sorted(Path(folder).glob("*.safetensors"))]
-        pruned = [ticket for ticket in saved if ticket.kept < ticket.prunable and _family(ticket) in FAMILIES]
+        staged = [ticket for ticket in saved if ticket.architecture.name.split("-")[0] in FAMILIES]
+        pruned = [ticket for ticket in staged if ticket.kept < ticket.prunable]
         if not pruned:
             raise InputError(
                 f"{str(folder)!r} holds no pruned ResNet, VGG or MLP (valid: a finished run of notebook 02)"

@@ -140,6 +140,14 @@ def filters(weight: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:
     return coarse(weight)
 
 
+def kernels_beside(weight: np.ndarray) -> np.ndarray:
+    """A layer's numbers as one matrix, kernels side by side."""
+    if weight.ndim == 2:
+        return weight
+    outputs, inputs, height, width = weight.shape
+    return weight.transpose(0, 2, 1, 3).reshape(outputs * height, inputs * width)
+
+
 def coarse(matrix: np.ndarray, most: int = 120) -> np.ndarray:
     """A matrix (rows, columns) of at most `most` a side, block means of the given one: pictures show no more."""
     rows, columns = (max(1, -(-length // most)) for length in matrix.shape)

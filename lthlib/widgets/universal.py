@@ -152,21 +152,15 @@ def universal_facts(*, text: str, knots: int, law: str = "uniform", seed: int = 
     missed = f"; {'; '.join(ticket.failures)}" if ticket.failures else ""
     readout = (
         f"{text.strip()} with {knots} pieces: largest error {error:.2g} on {POINTS} points (the broken line's own "
-        f"{line_error:.2g}); {ticket.kept:,} of {ticket.source_parameters:,} random parameters kept "
-        f"({100 * ticket.density:.2g} %){missed}"
+        f"{line_error:.2g}); {_size(ticket)}{missed}"
     )
-    return UniversalFacts(
-        readout=readout,
-        background=(text, law, seed),
-        x=x,
-        function=values,
-        ticket=features,
-        knots=wanted,
-        error=error,
-        line_error=line_error,
-        kept=ticket.kept,
-        source=ticket.source_parameters,
-    )
+    sizes = ticket.kept, ticket.source_parameters
+    return UniversalFacts(readout, (text, law, seed), x, values, features, wanted, error, line_error, *sizes)
+
+
+def _size(ticket: UniversalTicket) -> str:
+    share = f"{100 * ticket.density:.2g} %"
+    return f"{ticket.kept:,} of {ticket.source_parameters:,} random parameters kept ({share})"
 
 
 def readout_facts(ticket: UniversalTicket, name: str, text: str) -> UniversalFacts:
@@ -182,21 +176,10 @@ def readout_facts(ticket: UniversalTicket, name: str, text: str) -> UniversalFac
     fit = least_squares(features, values)
     readout = (
         f"{text.strip()} read out from ticket {name}: largest error {fit.sup:.2g} on {POINTS} points, by "
-        f"{fit.parameters} readout numbers on {features.shape[1]} features; {ticket.kept:,} of "
-        f"{ticket.source_parameters:,} random parameters kept ({100 * ticket.density:.2g} %)"
+        f"{fit.parameters} readout numbers on {features.shape[1]} features; {_size(ticket)}"
     )
-    return UniversalFacts(
-        readout=readout,
-        background=(text, name),
-        x=x,
-        function=values,
-        ticket=fit(features)[:, 0],
-        knots=np.array([]),
-        error=fit.sup,
-        line_error=math.nan,
-        kept=ticket.kept,
-        source=ticket.source_parameters,
-    )
+    fitted, sizes = fit(features)[:, 0], (ticket.kept, ticket.source_parameters)
+    return UniversalFacts(readout, (text, name), x, values, fitted, np.array([]), fit.sup, math.nan, *sizes)
 
 
 def draw_universal(figure: FigureBase, facts: UniversalFacts) -> Move:
