@@ -1,11 +1,11 @@
 """BasisExplorer: turn a layer's weights from the canonical basis into another and watch their energy gather."""
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as controls
 import numpy as np
 import torch
 from matplotlib.artist import Artist
@@ -24,8 +24,8 @@ from lthlib.training.loop import Trained
 from lthlib.training.recipe import Recipe
 from lthlib.widgets import loaded
 from lthlib.widgets.explorer import Explorer, density_slider, dropdown, slider
-from lthlib.widgets.loaded import RULES, Loaded, fitting, initial
-from lthlib.widgets.scene import Move, coarse, filters, picture, shared
+from lthlib.widgets.loaded import RULES, Loaded, Worked, fitting, initial
+from lthlib.widgets.scene import Facts, Move, coarse, filters, kernels_beside, picture
 
 SIZE = (10.8, 3.6)
 WEIGHTS = ("trained", "initial", "training delta")
@@ -124,14 +124,12 @@ def largest(coefficients: Tensor, share: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class BasisFacts:
+class BasisFacts(Facts):
     """One layer's energy curves: `canonical`, `now` (on the way) and `target` (in the basis) at `fractions`; pictures.
 
     `share` is the energy in the largest `density` of the coefficients now; both in [0, 1].
     """
 
-    readout: str
-    background: Hashable
     density: float
     fractions: np.ndarray
     canonical: np.ndarray
@@ -144,12 +142,8 @@ class BasisFacts:
     title: str
 
 
-@dataclass
-class Turns:
-    """Loaded networks with the paths to their bases, computed once."""
-
-    source: Loaded
-    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+class Turns(Worked):
+    """Loaded networks with the paths to their bases."""
 
     def rules(self) -> list[str]:
         """Bases of these networks that act axis by axis, so that they can be turned to."""
@@ -167,21 +161,16 @@ class Turns:
 
     def chosen(self, seed: int, rule: str, layer: str) -> Kronecker:
         """A layer's basis. Raises InputError for one that is no product over axes."""
-        if (seed, rule) not in self._kept:
-            run = self.source.run(seed)
-            self._kept[seed, rule] = bases_for(run.ticket, rule, seed, run.ticket.weights())
-        basis = self._kept[seed, rule][layer]
+        run = self.source.run(seed)
+        basis = self.once((seed, rule), lambda: bases_for(run.ticket, rule, seed, run.ticket.weights()))[layer]
         if not isinstance(basis, Kronecker):
             raise InputError(f"basis {rule!r} is no product over axes, so that nothing turns into it by degrees")
         return basis
 
     def basis(self, seed: int, rule: str, layer: str) -> tuple[Kronecker, list[Rotation | None]]:
         """A layer's basis and the paths of its axes."""
-        key = (seed, rule, layer)
-        if key not in self._kept:
-            target = self.chosen(seed, rule, layer)
-            self._kept[key] = target, rotations(target)
-        return self._kept[key]
+        target = self.chosen(seed, rule, layer)
+        return target, self.once((seed, rule, layer), lambda: rotations(target))
 
 
 def basis_facts(
@@ -223,28 +212,23 @@ def basis_facts(
         now=curves[1],
         target=curves[2],
         share=shares[1],
-        coefficients=coarse(_flat(coefficients.abs()), 100),
+        coefficients=coarse(kernels_beside(coefficients.abs().numpy()), 100),
         weights=filters(weight.numpy(), shape),
         rebuilt=filters(rebuilt.numpy(), shape),
         title=basis,
     )
 
 
-def _flat(values: Tensor) -> np.ndarray:
-    return values.numpy() if values.dim() == 2 else values.permute(0, 2, 1, 3).flatten(0, 1).flatten(1).numpy()
-
-
 def draw_basis(figure: FigureBase, facts: BasisFacts) -> Move:
     """Energy curves, magnitudes of the coefficients, weights, and weights rebuilt from the largest coefficients."""
     axes = figure.add_axes((0.06, 0.17, 0.33, 0.66))
-    axes.set(xscale="log", xlim=(facts.fractions[0], 1), ylim=(0, 1.02))
+    axes.set(xscale="log", xlim=(facts.fractions[0], 1), ylim=(0, 1.02), title="Energy compaction")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
     axes.minorticks_off()
     axes.plot(facts.fractions, facts.canonical, color=BLACK, linestyle="--", label="canonical")
     axes.plot(facts.fractions, facts.target, color=GREY, linestyle=":", label=facts.title)
     axes.set(xlabel="largest coefficients, % of all (log)", ylabel="energy they hold, %")
-    axes.set_title("Energy compaction")
     (curve,) = axes.plot([], [], color=BLUE, linewidth=2.2, label="on the way")
     (mark,) = axes.plot([], [], "o", mfc="none", mec=RED, mew=2, ms=9)
     axes.legend(loc="upper left", fontsize=8)
@@ -282,26 +266,18 @@ class BasisExplorer(Explorer):
         rules = self.turns.rules()
         if not rules:
             raise InputError(f"no basis but the canonical one fits {self.turns.source.dense[0].ticket.architecture}")
-        self.first = "svd" if "svd" in rules else rules[0]
-        seed, layer = self.turns.source.seeds[0], self.turns.source.layers[0]
-        first = {"basis": self.first, "layer": layer, "weights": "trained", "density": 0.1, "seed": seed}
-        examples = shared(first, {"turn": 0.0}, {"turn": 0.5}, {"turn": 1.0})
-        super().__init__("Basis explorer", self._controls, self._facts, draw_basis, SIZE, examples)
-
-    @classmethod
-    def of_run(cls, folder: Path | str, data_dir: Path | str = "data") -> "BasisExplorer":
-        """The explorer of a finished run's folder; see `loaded.of_run`."""
-        return cls(source=loaded.of_run(folder, data_dir))
-
-    def _facts(self, **settings: Any) -> BasisFacts:
-        return basis_facts(self.turns, **settings)
-
-    def _controls(self) -> dict[str, controls.Widget]:
-        return {
+        rows = {
             "turn": slider("turn to basis", 0, 1, 1, 0.05),
-            "basis": dropdown("basis", self.turns.rules(), self.first),
+            "basis": dropdown("basis", rules, "svd" if "svd" in rules else rules[0]),
             "density": density_slider(),
             "layer": dropdown("layer", self.turns.source.layers),
             "weights": dropdown("weights", WEIGHTS),
             "seed": dropdown("seed", self.turns.source.seeds),
         }
+        variants = ({"turn": turn} for turn in (0.0, 0.5, 1.0))
+        super().__init__("Basis explorer", rows, partial(basis_facts, self.turns), draw_basis, SIZE, *variants)
+
+    @classmethod
+    def of_run(cls, folder: Path | str, data_dir: Path | str = "data") -> "BasisExplorer":
+        """The explorer of a finished run's folder; see `loaded.of_run`."""
+        return cls(source=loaded.of_run(folder, data_dir))

@@ -2,7 +2,7 @@
 
 import html
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from lthlib.errors import InputError, unknown
 from lthlib.evidence.results import VERDICTS, output_folder, read_claims, read_metrics
 from lthlib.evidence.style import BLACK, BLUE
 from lthlib.widgets.explorer import Explorer, dropdown, text_field, whole_slider
-from lthlib.widgets.scene import Move, shared
+from lthlib.widgets.scene import Facts, Move
 
 SIZE = (10.8, 3.9)
 EVERY = "all"
@@ -30,14 +30,12 @@ Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class ClaimFacts:
+class ClaimFacts(Facts):
     """Counts of verdicts by run among the claims that pass the filter, and the one that is looked at (None: none).
 
     `most` is the largest number of claims of a run, filtered out or not.
     """
 
-    readout: str
-    background: Hashable
     runs: tuple[str, ...]
     most: int
     counts: dict[str, tuple[int, ...]]
@@ -209,22 +207,18 @@ class ClaimsBoard(Explorer):
                     raise
                 records = []  # nothing has run yet
         self.records = list(records)
-        first = {"verdict": EVERY, "run": EVERY, "search": "", "claim": ""}
-        examples = shared(first, *({"verdict": kind} for kind in VERDICTS))
-        super().__init__("Claims", self._controls, self._facts, draw_claims, SIZE, examples)
-
-    def _facts(self, page: int = 0, **settings: Any) -> ClaimFacts:
-        return claim_facts(self.records, **settings)
-
-    def _controls(self) -> dict[str, controls.Widget]:
         facts = claim_facts(self.records)
-        return {
+        rows = {
             "verdict": dropdown("verdict", (EVERY, *VERDICTS)),
             "run": dropdown("run", (EVERY, *facts.runs)),
             "search": text_field("search"),
             "claim": dropdown("claim", facts.keys or ("",)),
             "page": whole_slider("table page", 0, 1, 0),
         }
+        super().__init__("Claims", rows, self._facts, draw_claims, SIZE, *({"verdict": kind} for kind in VERDICTS))
+
+    def _facts(self, page: int = 0, **settings: Any) -> ClaimFacts:
+        return claim_facts(self.records, **settings)
 
     def extras(self) -> list[controls.Widget]:
         """The page of the table; it stands above the picture so that long tables do not move it."""

@@ -6,23 +6,17 @@ from typing import Any
 
 import ipywidgets as controls
 
-from lthlib.widgets.bases import BasisExplorer
-from lthlib.widgets.claims_board import ClaimsBoard
-from lthlib.widgets.elastic import ElasticExplorer
+from lthlib import widgets
 from lthlib.widgets.explorer import Explorer, one_line
-from lthlib.widgets.sketch import SketchExplorer
-from lthlib.widgets.subset_sums import SubsetSumExplorer
-from lthlib.widgets.tickets import TicketExplorer
-from lthlib.widgets.universal import UniversalExplorer
 
 PAGES: dict[str, Callable[[], Explorer]] = {
-    "Claims": ClaimsBoard,
-    "Tickets": TicketExplorer,
-    "Bases": BasisExplorer,
-    "Sketches": SketchExplorer,
-    "Elastic": ElasticExplorer,
-    "Universal": UniversalExplorer,
-    "Subset sums": SubsetSumExplorer,
+    "Claims": widgets.ClaimsBoard,
+    "Tickets": widgets.TicketExplorer,
+    "Bases": widgets.BasisExplorer,
+    "Sketches": widgets.SketchExplorer,
+    "Elastic": widgets.ElasticExplorer,
+    "Universal": widgets.UniversalExplorer,
+    "Subset sums": widgets.SubsetSumExplorer,
 }
 
 

@@ -1,12 +1,11 @@
 """ElasticExplorer: a ticket of one depth laid over another, block by block, and the density that comes out."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as controls
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -22,7 +21,7 @@ from lthlib.models.architecture import architecture, prunable
 from lthlib.models.initial import initial_state
 from lthlib.ticket import Ticket, dense_ticket
 from lthlib.widgets.explorer import Explorer, density_slider, dropdown, text_field
-from lthlib.widgets.scene import Move, shared
+from lthlib.widgets.scene import Facts, Move
 
 SIZE = (10.8, 3.8)
 DEPTHS = ("resnet-8-w8", "resnet-14-w8", "resnet-20-w8", "resnet-26-w8", "resnet-32-w8", "resnet-44-w8", "resnet-56-w8")
@@ -33,11 +32,9 @@ WHITE = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class ElasticFacts:
+class ElasticFacts(Facts):
     """One map: for each stage the source's units and the target's (ids of source units), and densities by stage."""
 
-    readout: str
-    background: Hashable
     names: tuple[str, ...]
     before: tuple[tuple[int, ...], ...]
     after: DepthMap
@@ -74,31 +71,24 @@ def elastic_facts(
     ids = None if chosen == ALL else _ids(chosen)
     depths = depth_map(source, goal, order, chosen=ids, which=dropped)
     kept, total = kept_after(ticket, goal, depths)
-    units = tuple(tuple(range(len(stage.units))) for stage in stages(source))
-    before = tuple(_density(ticket, stage.units) for stage in stages(source))
-    after = tuple(
-        _density(ticket, [stage.units[unit] for unit in line])
-        for stage, line in zip(stages(source), depths, strict=True)
-    )
+    parts = stages(source)
+    units, names = tuple(tuple(range(len(stage.units))) for stage in parts), tuple(stage.name for stage in parts)
+    carried = ([stage.units[unit] for unit in line] for stage, line in zip(parts, depths, strict=True))
     readout = (
         f"{source.name} to {target}: map {to_text(depths)}; density {100 * ticket.density:.3g} % becomes "
         f"{100 * kept / total:.3g} % ({kept:,} of {total:,} weights)"
     )
     return ElasticFacts(
         readout=readout + measured(table, source.name, target),
-        background=(tuple(stage.name for stage in stages(source)), longest),
-        names=tuple(stage.name for stage in stages(source)),
+        background=(names, longest),
+        names=names,
         before=units,
         after=depths,
-        source_density=before,
-        target_density=after,
+        source_density=tuple(_density(ticket, stage.units) for stage in parts),
+        target_density=tuple(_density(ticket, prefixes) for prefixes in carried),
         total=(ticket.density, kept / total),
         longest=longest or max(*map(len, units), *map(len, depths)),
     )
-
-
-def _family(ticket: Ticket) -> str:
-    return ticket.architecture.name.split("-")[0]
 
 
 def _ids(text: str) -> list[int]:
@@ -217,14 +207,18 @@ class ElasticExplorer(Explorer):
         shape, classes = (like.architecture.input_shape, like.architecture.classes) if like else (INPUT, CLASSES)
         every = [*self.sources, *self.targets]
         self.longest = max(len(stage.units) for name in every for stage in stages(architecture(name, shape, classes)))
-        first: dict[str, Any] = {"source": self.sources[len(self.sources) // 3], "target": self.targets[-1]}
-        first |= {"order": "append", "chosen": ALL, "dropped": "late"}
-        first |= {} if self.tickets else {"density": DENSITY}
         middle = self.targets[min(len(self.targets) - 1, len(self.targets) // 2 + 1)]
-        examples = shared(
-            first, {"target": middle}, {"target": middle, "order": "interpolate"}, {"target": self.targets[0]}
-        )
-        super().__init__("Elastic explorer", self._controls, self._facts, draw_elastic, SIZE, examples)
+        rows = {
+            "source": dropdown("source", self.sources, self.sources[len(self.sources) // 3]),
+            "target": dropdown("target", self.targets, middle),
+            "order": dropdown("order", ORDERS),
+            "chosen": text_field("blocks to copy", ALL),
+            "dropped": dropdown("dropped", DROPS),
+        }
+        if not self.tickets:
+            rows["density"] = density_slider(0.01, DENSITY)
+        variants: list[dict[str, str]] = [{}, {"order": "interpolate"}, {"target": self.targets[0]}]
+        super().__init__("Elastic explorer", rows, self._facts, draw_elastic, SIZE, *variants)
 
     @classmethod
     def of_run(cls, folder: Path | str) -> "ElasticExplorer":
@@ -233,7 +227,8 @@ class ElasticExplorer(Explorer):
         Raises InputError where the folder holds no pruned ticket of a network with stages, or no table.
         """
         saved = [Ticket.load(path) for path in sorted(Path(folder).glob("*.safetensors"))]
-        pruned = [ticket for ticket in saved if ticket.kept < ticket.prunable and _family(ticket) in FAMILIES]
+        staged = [ticket for ticket in saved if ticket.architecture.name.split("-")[0] in FAMILIES]
+        pruned = [ticket for ticket in staged if ticket.kept < ticket.prunable]
         if not pruned:
             raise InputError(
                 f"{str(folder)!r} holds no pruned ResNet, VGG or MLP (valid: a finished run of notebook 02)"
@@ -249,14 +244,3 @@ class ElasticExplorer(Explorer):
             raise unknown("source", source, self.sources)
         ticket = self.tickets[source] if self.tickets else example_ticket(source, round(density, 6))
         return elastic_facts(ticket, target, table=self.table, longest=self.longest, **settings)
-
-    def _controls(self) -> dict[str, controls.Widget]:
-        first = self.examples[0]
-        choices = {
-            "source": dropdown("source", self.sources, first["source"]),
-            "target": dropdown("target", self.targets, first["target"]),
-            "order": dropdown("order", ORDERS),
-            "chosen": text_field("blocks to copy", ALL),
-            "dropped": dropdown("dropped", DROPS),
-        }
-        return choices if self.tickets else {**choices, "density": density_slider(0.01, DENSITY)}

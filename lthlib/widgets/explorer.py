@@ -9,6 +9,7 @@ import html
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from math import log10
 from threading import RLock
 from typing import Any
@@ -28,21 +29,22 @@ _shown: dict[tuple[str, str], "Explorer"] = {}
 class Explorer:
     """Controls over a pure function: each change of a control redraws the picture and the read-out.
 
-    `facts(**settings)` and `draw` are as in `scene`; `make` gives the controls by the name of their setting;
-    `examples` are three settings for the static figure; `extras` gives further widgets (buttons) below the picture.
+    `rows` are the controls by the name of their setting; `facts(**settings)` and `draw` are as in `scene`; `variants`
+    of the first settings (three say most) make the static figure; `extras` gives further widgets below the controls.
     """
 
     def __init__(
         self,
         title: str,
-        make: Callable[[], Mapping[str, Widget]],
+        rows: Mapping[str, "Row"],
         facts: Callable[..., Facts],
         draw: Draw,
         size: Size,
-        examples: Sequence[Mapping[str, Any]],
+        *variants: Mapping[str, Any],
     ) -> None:
-        self.title, self.facts, self.draw, self.size, self.examples = title, facts, draw, size, list(examples)
-        self._make = make
+        self.title, self.rows, self.facts, self.draw, self.size = title, rows, facts, draw, size
+        first = {name: row.value for name, row in rows.items()}
+        self.examples = [{**first, **variant} for variant in variants]
         self._painter = Painter(draw, size)
         self._box: controls.VBox | None = None
         self.controls: dict[str, Widget] = {}
@@ -70,22 +72,9 @@ class Explorer:
     @property
     def box(self) -> controls.VBox:
         """The widget itself, made when first asked for."""
-        if self._box is None:
-            self._build()
-        assert self._box is not None
-        return self._box
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the controls say now."""
-        return {name: control.value for name, control in self.controls.items()}
-
-    def extras(self) -> Sequence[Widget]:
-        """Further widgets below the controls."""
-        return ()
-
-    def _build(self) -> None:
-        self.controls = dict(self._make())
+        if self._box is not None:
+            return self._box
+        self.controls = {name: row.make() for name, row in self.rows.items()}
         self.image = controls.Image(format="png", layout=controls.Layout(max_width="100%", object_fit="contain"))
         self.numbers = controls.HTML()
         self.sign = controls.HTML()
@@ -100,6 +89,16 @@ class Explorer:
         for control in self.controls.values():
             control.observe(lambda _: None if self._deaf else redraw(), "value")
         self.redraw()
+        return self._box
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the controls say now."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def extras(self) -> Sequence[Widget]:
+        """Further widgets below the controls."""
+        return ()
 
     def redraw(self) -> None:
         """Shows the settings as they are now; a mistake is told in one line and the last picture stays."""
@@ -191,45 +190,58 @@ def close_all(widget: Widget) -> None:
     widget.close()
 
 
-def density_slider(lowest: float = 0.005, value: float = 0.1) -> controls.FloatLogSlider:
-    """Density on a log scale from `lowest` to 1, twenty steps a decade."""
-    return log_slider("density", round(log10(lowest), 2), 0, value, 0.05, ".4f")
-
-
-def log_slider(text: str, low: float, high: float, value: float, step: float, form: str) -> controls.FloatLogSlider:
-    """A number from 10^low to 10^high, its exponent in steps; `form` is the format of the read-out."""
-    grid = {"base": 10, "min": low, "max": high, "step": step}
-    return controls.FloatLogSlider(value=value, readout_format=form, **grid, **labelled(text), **SETTLED)
-
-
 def labelled(text: str) -> dict[str, Any]:
     """Keywords that every control takes: its label and width."""
     return {"description": text, "layout": controls.Layout(width="340px"), "style": {"description_width": "110px"}}
 
 
-# Only a settled value counts.
-SETTLED: dict[str, Any] = {"continuous_update": False}
+@dataclass(frozen=True)
+class Row:
+    """A control that `make` makes when its explorer is first shown, and the value that it starts with."""
+
+    value: Any
+    make: Callable[[], Widget]
 
 
-def dropdown(text: str, options: Sequence[Any], value: Any = None) -> controls.Dropdown:
+def row(kind: type[Widget], text: str, value: Any, **options: Any) -> Row:
+    """A control of a kind under its label."""
+    return Row(value, lambda: kind(value=value, **options, **labelled(text)))
+
+
+def settled(kind: type[Widget], text: str, value: Any, **options: Any) -> Row:
+    """A control of which only a settled value counts."""
+    return row(kind, text, value, continuous_update=False, **options)
+
+
+def density_slider(lowest: float = 0.005, value: float = 0.1) -> Row:
+    """Density on a log scale from `lowest` to 1, twenty steps a decade."""
+    return log_slider("density", round(log10(lowest), 2), 0, value, 0.05, ".4f")
+
+
+def log_slider(text: str, low: float, high: float, value: float, step: float, form: str) -> Row:
+    """A number from 10^low to 10^high, its exponent in steps; `form` is the format of the read-out."""
+    grid = {"base": 10, "min": low, "max": high, "step": step, "readout_format": form}
+    return settled(controls.FloatLogSlider, text, value, **grid)
+
+
+def dropdown(text: str, options: Sequence[Any], value: Any = None) -> Row:
     """A choice of names; the first is the default."""
-    chosen = value if value is not None else list(options)[0]
-    return controls.Dropdown(options=list(options), value=chosen, **labelled(text))
+    return row(controls.Dropdown, text, options[0] if value is None else value, options=list(options))
 
 
-def text_field(text: str, value: str = "") -> controls.Text:
+def text_field(text: str, value: str = "") -> Row:
     """A line to type in."""
-    return controls.Text(value=value, **labelled(text), **SETTLED)
+    return settled(controls.Text, text, value)
 
 
-def whole_slider(text: str, low: int, high: int, value: int) -> controls.IntSlider:
+def whole_slider(text: str, low: int, high: int, value: int) -> Row:
     """A whole number from `low` to `high`."""
-    return controls.IntSlider(value=value, min=low, max=high, **labelled(text), **SETTLED)
+    return settled(controls.IntSlider, text, value, min=low, max=high)
 
 
-def slider(text: str, low: float, high: float, value: float, step: float) -> controls.FloatSlider:
+def slider(text: str, low: float, high: float, value: float, step: float) -> Row:
     """A number from `low` to `high`."""
-    return controls.FloatSlider(value=value, min=low, max=high, step=step, **labelled(text), **SETTLED)
+    return settled(controls.FloatSlider, text, value, min=low, max=high, step=step)
 
 
 def _cell() -> str:

@@ -1,9 +1,9 @@
 """Networks to explore: dense trainings with their data, from a notebook, a finished run's folder, or trained here."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,20 @@ class Loaded:
             if run.seed == seed:
                 return run
         raise InputError(f"there is no training of seed {seed} (valid: {', '.join(map(str, self.seeds))})")
+
+
+@dataclass
+class Worked:
+    """Loaded networks, and what was computed from them, each once."""
+
+    source: Loaded
+    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, kw_only=True)
+
+    def once(self, key: Hashable, work: Callable[[], Any]) -> Any:
+        """What `work` returned when it was first asked for under this key."""
+        if key not in self._kept:
+            self._kept[key] = work()
+        return self._kept[key]
 
 
 def fitting(rules: Iterable[str], attempt: Callable[[str], object]) -> list[str]:

@@ -8,10 +8,11 @@ other facts of the same background want them. Static figures, sliders and tests 
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from textwrap import fill
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -29,16 +30,12 @@ UNITS = 12  # filters shown
 BACKGROUNDS = 6  # kept at a time; each is a picture of about a megabyte
 
 
-class Facts(Protocol):
-    """What one setting shows."""
+@dataclass(frozen=True)
+class Facts:
+    """What one setting shows: its numbers in one line of plain text; `background` is equal where only artists move."""
 
-    @property
-    def readout(self) -> str:
-        """The figure's numbers in one line of plain text."""
-
-    @property
-    def background(self) -> Hashable:
-        """Equal for facts that differ in the moving artists only."""
+    readout: str
+    background: Hashable
 
 
 Move = Callable[[Any], Sequence[Artist]]
@@ -143,6 +140,14 @@ def filters(weight: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:
     return coarse(weight)
 
 
+def kernels_beside(weight: np.ndarray) -> np.ndarray:
+    """A layer's numbers as one matrix, kernels side by side."""
+    if weight.ndim == 2:
+        return weight
+    outputs, inputs, height, width = weight.shape
+    return weight.transpose(0, 2, 1, 3).reshape(outputs * height, inputs * width)
+
+
 def coarse(matrix: np.ndarray, most: int = 120) -> np.ndarray:
     """A matrix (rows, columns) of at most `most` a side, block means of the given one: pictures show no more."""
     rows, columns = (max(1, -(-length // most)) for length in matrix.shape)
@@ -164,8 +169,3 @@ def tiles(images: np.ndarray, columns: int) -> np.ndarray:
         top, left = (place // columns) * (height + 1), (place % columns) * (width + 1)
         sheet[top : top + height, left : left + width] = image
     return sheet
-
-
-def shared(settings: Mapping[str, Any], *variants: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The settings with each of the variants' changes."""
-    return [{**settings, **variant} for variant in variants]

@@ -1,13 +1,12 @@
 """SketchExplorer: a mask drawn by scores as the sketch of a product, its error beside the theory's."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as controls
 import numpy as np
 import torch
 from matplotlib.artist import Artist
@@ -23,7 +22,7 @@ from lthlib.randomness import generator
 from lthlib.theory import sketching
 from lthlib.widgets import loaded
 from lthlib.widgets.explorer import Explorer, dropdown, slider, whole_slider
-from lthlib.widgets.scene import Move, picture, shared
+from lthlib.widgets.scene import Facts, Move, picture
 
 SIZE = (10.8, 3.5)
 DRAWS = 300
@@ -47,11 +46,9 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class SketchFacts:
+class SketchFacts(Facts):
     """Relative errors of `DRAWS` masks at one setting, and what theory expects at all densities (None: no formula)."""
 
-    readout: str
-    background: Hashable
     density: float
     errors: np.ndarray
     mean: tuple[float, float, float]
@@ -225,10 +222,17 @@ class SketchExplorer(Explorer):
     def __init__(self, *problems: Problem) -> None:
         listed = problems or (digits_problem(), synthetic())
         self.problems = {problem.name: problem for problem in listed}
-        first = {"problem": listed[0].name, "sampler": SAMPLERS[0], "tau": 1.0, "density": 0.25, "seed": 0}
+        rows = {
+            "problem": dropdown("features", list(self.problems)),
+            "score": dropdown("score", sketching.DISTRIBUTIONS),
+            "sampler": dropdown("sampler", SAMPLERS),
+            "tau": slider("tau", 0, 3, 1.0, 0.1),
+            "density": slider("density", 0.03, 1, 0.25, 0.01),
+            "seed": whole_slider("draw", 0, 20, 0),
+        }
         half = {"score": "magnitude", "sampler": "poisson, reweighted", "density": 0.5}
-        examples = shared(first, {"score": "uniform"}, {"score": "optimal"}, half)
-        super().__init__("Sketch explorer", self._controls, self._facts, draw_sketch, SIZE, examples)
+        variants = {"score": "uniform"}, {"score": "optimal"}, half
+        super().__init__("Sketch explorer", rows, self._facts, draw_sketch, SIZE, *variants)
 
     @classmethod
     def of_run(cls, folder: Path | str, data_dir: Path | str = "data") -> "SketchExplorer":
@@ -243,13 +247,3 @@ class SketchExplorer(Explorer):
         if problem not in self.problems:
             raise unknown("problem", problem, self.problems)
         return sketch_facts(self.problems[problem], **settings)
-
-    def _controls(self) -> dict[str, controls.Widget]:
-        return {
-            "problem": dropdown("features", list(self.problems)),
-            "score": dropdown("score", sketching.DISTRIBUTIONS),
-            "sampler": dropdown("sampler", SAMPLERS),
-            "tau": slider("tau", 0, 3, 1, 0.1),
-            "density": slider("density", 0.03, 1, 0.25, 0.01),
-            "seed": whole_slider("draw", 0, 20, 0),
-        }

@@ -1,13 +1,12 @@
 """SubsetSumExplorer: which of n random numbers add up to a target, and how near one may hope to come."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as controls
 import numpy as np
 import torch
 from matplotlib.artist import Artist
@@ -26,7 +25,7 @@ from lthlib.theory.subset_sum.solve import (
 )
 from lthlib.widgets import loaded
 from lthlib.widgets.explorer import Explorer, dropdown, log_slider, slider, whole_slider
-from lthlib.widgets.scene import Move, shared
+from lthlib.widgets.scene import Facts, Move
 
 SIZE = (10.8, 3.5)
 MOST = 20  # candidates
@@ -36,11 +35,9 @@ GRID = np.geomspace(LOW, HIGH, 120)
 
 
 @dataclass(frozen=True)
-class SubsetFacts:
+class SubsetFacts(Facts):
     """One instance's candidates (n,), which are kept (bool), its error; errors of other instances of the same law."""
 
-    readout: str
-    background: Hashable
     candidates: np.ndarray
     kept: np.ndarray
     target: float
@@ -187,9 +184,17 @@ class SubsetSumExplorer(Explorer):
 
     def __init__(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         self.pools = {name: _pool(name, values) for name, values in (weights or {}).items()}
-        first = {"n": 12, "eps": 0.01, "target": 0.5, "mode": "best", "k": 3, "law": "uniform", "seed": 0}
-        examples = shared(first, {"n": 6}, {"n": 16}, {"n": 16, "mode": "sparsest"})
-        super().__init__("Subset-sum explorer", self._controls, self._facts, draw_subset, SIZE, examples)
+        rows = {
+            "n": whole_slider("candidates n", 1, MOST, 12),
+            "eps": log_slider("tolerance eps", -7, -0.5, 0.01, 0.25, ".1e"),
+            "target": slider("target", -1, 1, 0.5, 0.05),
+            "mode": dropdown("mode", MODES),
+            "k": whole_slider("size (fixed)", 1, 8, 3),
+            "law": dropdown("law", (*LAWS, *self.pools)),
+            "seed": whole_slider("draw", 0, 20, 0),
+        }
+        variants = {"n": 6}, {"n": 16}, {"n": 16, "mode": "sparsest"}
+        super().__init__("Subset-sum explorer", rows, self._facts, draw_subset, SIZE, *variants)
 
     @classmethod
     def of_run(cls, folder: Path | str, data_dir: Path | str = "data") -> "SubsetSumExplorer":
@@ -202,17 +207,6 @@ class SubsetSumExplorer(Explorer):
 
     def _facts(self, *, law: str, **settings: Any) -> SubsetFacts:
         return subset_facts(law=law, pool=self.pools.get(law), **settings)
-
-    def _controls(self) -> dict[str, controls.Widget]:
-        return {
-            "n": whole_slider("candidates n", 1, MOST, 12),
-            "eps": log_slider("tolerance eps", -7, -0.5, 0.01, 0.25, ".1e"),
-            "target": slider("target", -1, 1, 0.5, 0.05),
-            "mode": dropdown("mode", MODES),
-            "k": whole_slider("size (fixed)", 1, 8, 3),
-            "law": dropdown("law", (*LAWS, *self.pools)),
-            "seed": whole_slider("draw", 0, 20, 0),
-        }
 
 
 def _pool(name: str, weights: torch.Tensor) -> np.ndarray:

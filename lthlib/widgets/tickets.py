@@ -4,11 +4,11 @@ A dense network is pruned at any density, evaluated on the spot, and shown layer
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import ipywidgets as controls
 import numpy as np
@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from matplotlib.artist import Artist
 from matplotlib.figure import FigureBase
-from torch import Tensor
 
 from lthlib.basis import valid_rules
 from lthlib.data import Dataset
@@ -32,9 +31,9 @@ from lthlib.training.loop import Trained
 from lthlib.training.recipe import Recipe
 from lthlib.widgets import loaded
 from lthlib.widgets.background import Background, Cancelled, train_watched
-from lthlib.widgets.explorer import Explorer, density_slider, dropdown, labelled, one_line
-from lthlib.widgets.loaded import RULES, Loaded, fitting, initial
-from lthlib.widgets.scene import Move, coarse, filters, log_percent, picture, shared
+from lthlib.widgets.explorer import Explorer, Row, density_slider, dropdown, labelled, one_line
+from lthlib.widgets.loaded import RULES, Loaded, Worked, fitting, initial
+from lthlib.widgets.scene import Facts, Move, coarse, filters, kernels_beside, log_percent, picture
 
 SIZE = (10.8, 3.7)
 OF_RUN = "tickets of the run"
@@ -51,15 +50,13 @@ class Result:
 
 
 @dataclass(frozen=True)
-class TicketFacts:
+class TicketFacts(Facts):
     """One pruned network: accuracy in percent on validation images without any training, densities, pictures.
 
     `curve` (densities, accuracies) is live pruning at other densities, `measured` the table's means (density,
     accuracy, seeds) by arm, `nearest` the row of this seed nearest in density; `mask`, `dense`, `effective` are images.
     """
 
-    readout: str
-    background: Hashable
     density: float
     accuracy: float | None
     curve: tuple[np.ndarray, np.ndarray]
@@ -77,46 +74,28 @@ class TicketFacts:
 Scores = Callable[[Trained, Ticket, Ticket, Loaded], State]
 
 
-def _snip(run: Trained, start: Ticket, _: Ticket, source: Loaded) -> State:
-    return snip_scores(start, *pruning_data(start, source.dataset))
-
-
-def _grasp(run: Trained, start: Ticket, _: Ticket, source: Loaded) -> State:
-    return grasp_scores(start, *pruning_data(start, source.dataset))
-
-
 FINDERS: dict[str, Scores] = {
     "trained magnitude": lambda run, start, end, source: magnitude_scores(end),
     "initial magnitude": lambda run, start, end, source: magnitude_scores(start),
-    "snip": _snip,
-    "grasp": _grasp,
+    "snip": lambda run, start, end, source: snip_scores(start, *pruning_data(start, source.dataset)),
+    "grasp": lambda run, start, end, source: grasp_scores(start, *pruning_data(start, source.dataset)),
     "random": lambda run, start, end, source: random_scores(start, generator(run.seed, "explorer", "random")),
 }
 
 
 @dataclass
-class Bench:
-    """Loaded networks with what their settings share, computed once: bases, scores, normalised images."""
+class Bench(Worked):
+    """Loaded networks with what their settings share: bases, scores, normalised images."""
 
-    source: Loaded
     results: tuple[Result, ...] = ()
-    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-
-    def _once(self, key: Hashable, work: Callable[[], Any]) -> Any:
-        if key not in self._kept:
-            self._kept[key] = work()
-        return self._kept[key]
 
     @property
     def rules(self) -> list[str]:
         """The bases that fit these networks, and those of the table."""
-        return self._once("rules", self._rules)
-
-    def _rules(self) -> list[str]:
         table = self.source.table
         named = table["basis"].dropna().astype(str).unique() if table is not None and "basis" in table else []
         known = [rule for rule in dict.fromkeys([*RULES, *named]) if rule in valid_rules()]
-        return fitting(known, lambda rule: self.seen(self.source.seeds[0], rule))
+        return self.once("rules", lambda: fitting(known, lambda rule: self.seen(self.source.seeds[0], rule)))
 
     def _has(self, column: str) -> bool:
         return self.source.table is not None and column in self.source.table.columns
@@ -134,7 +113,7 @@ class Bench:
             chosen = bases_for(run.ticket, basis, seed, run.ticket.weights())
             return initial(run).in_bases(chosen), run.ticket.in_bases(chosen)
 
-        return self._once(("seen", seed, basis), work)
+        return self.once(("seen", seed, basis), work)
 
     def masks(self, seed: int, basis: str, finder: str, density: float) -> State:
         """The masks at a density: the highest scores over all layers, exactly round(density x prunable) of them."""
@@ -142,7 +121,7 @@ class Bench:
             raise unknown("finder", finder, self.finders)
         start, end = self.seen(seed, basis)
         key = ("scores", seed, basis, finder)
-        scores = self._once(key, lambda: FINDERS[finder](self.source.run(seed), start, end, self.source))
+        scores = self.once(key, lambda: FINDERS[finder](self.source.run(seed), start, end, self.source))
         return keep_top(scores, max(1, round(density * end.prunable)))
 
     def ticket(self, seed: int, basis: str, finder: str, density: float) -> tuple[Ticket, Ticket]:
@@ -150,7 +129,8 @@ class Bench:
         if finder == OF_RUN:
             near = min(self.source.pruned, key=lambda ticket: abs(math.log(ticket.density / density)))
             run = self.source.run(seed)
-            end = run.ticket if _canonical(near) else run.ticket.in_bases(near.bases)
+            canonical = all(basis.is_identity for basis in near.bases.values())
+            end = run.ticket if canonical else run.ticket.in_bases(near.bases)
             return end.with_masks(dict(near.masks)), near
         start, end = self.seen(seed, basis)
         masks = self.masks(seed, basis, finder, density)
@@ -159,13 +139,10 @@ class Bench:
     @torch.inference_mode()
     def accuracy(self, ticket: Ticket) -> float:
         """Percent of the validation images that a network classifies as labelled, on the CPU."""
-        images, labels = self._once("images", self._images)
-        logits = forward_of(ticket)(ticket.effective_coefficients(), images)
-        return 100 * float((logits.argmax(1) == labels).float().mean())
-
-    def _images(self) -> tuple[Tensor, Tensor]:
         dataset = self.source.dataset
-        return dataset.normalised("validation"), dataset.validation.labels
+        images = self.once("images", lambda: dataset.normalised("validation"))
+        logits = forward_of(ticket)(ticket.effective_coefficients(), images)
+        return 100 * float((logits.argmax(1) == dataset.validation.labels).float().mean())
 
     def curve(self, seed: int, basis: str, finder: str) -> tuple[np.ndarray, np.ndarray]:
         """Validation accuracy of live pruning at some densities."""
@@ -177,7 +154,7 @@ class Bench:
             at = np.array([ticket.density for ticket in tickets])
             return at, np.array([self.accuracy(ticket) for ticket in tickets])
 
-        return self._once(("curve", seed, basis, finder), work)
+        return self.once(("curve", seed, basis, finder), work)
 
     def measured(self, basis: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
         """The table's rows for a basis (arm, seed, density, accuracy, on validation data if known); means by arm."""
@@ -191,17 +168,10 @@ class Bench:
             rows = rows.assign(accuracy=rows[value], arm=rows["arm"] if self._has("arm") else "measured")
             rows = rows.assign(round=rows["round"] if self._has("round") else rows["density"].round(6))
             rows = rows.dropna(subset=["density", "accuracy"])
-            return rows, _means(rows)
+            means = rows.groupby(["arm", "round"], sort=False)[["density", "accuracy"]].mean().sort_values("density")
+            return rows, {str(arm): means.loc[[arm]].to_numpy(float) for arm in rows["arm"].unique()}
 
-        return self._once(("measured", basis), work)
-
-    def with_result(self, result: Result) -> None:
-        """Adds a trained ticket to what is shown."""
-        self.results = (*self.results, result)
-
-
-def _canonical(ticket: Ticket) -> bool:
-    return all(basis.is_identity for basis in ticket.bases.values())
+        return self.once(("measured", basis), work)
 
 
 def ticket_facts(
@@ -253,11 +223,6 @@ def ticket_facts(
     )
 
 
-def _means(rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    means = rows.groupby(["arm", "round"], sort=False)[["density", "accuracy"]].mean().sort_values("density")
-    return {str(arm): means.loc[[arm]].to_numpy(float) for arm in rows["arm"].unique()}
-
-
 def _nearest(rows: pd.DataFrame, seed: int, density: float) -> tuple[float, float] | None:
     tickets = rows[(rows["seed"] == seed) & (rows["arm"].isin(["ticket", "measured"]))] if len(rows) else rows
     if tickets.empty:
@@ -276,11 +241,7 @@ def mask_picture(ticket: Ticket, layer: str) -> np.ndarray:
     first = next(iter(ticket.masks)) == layer
     if first and mask.dim() == 2 and mask.shape[1] == math.prod(ticket.architecture.input_shape):
         return input_share([ticket])
-    values = mask.float().numpy()
-    if mask.dim() == 4:
-        out, into, height, width = values.shape
-        values = values.transpose(0, 2, 1, 3).reshape(out * height, into * width)
-    return coarse(values)
+    return coarse(kernels_beside(mask.float().numpy()))
 
 
 def draw_ticket(figure: FigureBase, facts: TicketFacts) -> Move:
@@ -332,12 +293,6 @@ def draw_ticket(figure: FigureBase, facts: TicketFacts) -> Move:
     return move
 
 
-def rewound(bench: Bench, seed: int, basis: str, finder: str, density: float) -> Ticket:
-    """The ticket that 'Train this ticket' trains: rewound values under the mask."""
-    ticket = bench.ticket(seed, basis, finder, density)[1]
-    return replace(ticket, off="zero")
-
-
 class TicketExplorer(Explorer):
     """A dense network under a mask of any density: accuracy, density of each layer, mask and effective filters.
 
@@ -357,28 +312,22 @@ class TicketExplorer(Explorer):
     ) -> None:
         self.bench = Bench(source or loaded.loaded(dense, dataset, recipe, table, pruned))
         self.background = Background()
-        first = {"basis": "canonical", "finder": "trained magnitude", "seed": self.bench.source.seeds[0]}
-        first |= {"layer": self.bench.source.layers[0], "live": True}
-        examples = shared(first, {"density": 0.5}, {"density": 0.1}, {"density": 0.02})
-        super().__init__("Ticket explorer", self._controls, self._facts, draw_ticket, SIZE, examples)
+        rows = {
+            "density": density_slider(),
+            # The bases that fit take a while to try.
+            "basis": Row("canonical", lambda: dropdown("basis", self.bench.rules).make()),
+            "finder": dropdown("finder", self.bench.finders),
+            "seed": dropdown("seed", self.bench.source.seeds),
+            "layer": dropdown("layer", self.bench.source.layers),
+            "live": Row(True, lambda: controls.Checkbox(value=True, description="Prune live", indent=True)),
+        }
+        variants = ({"density": density} for density in (0.5, 0.1, 0.02))
+        super().__init__("Ticket explorer", rows, partial(ticket_facts, self.bench), draw_ticket, SIZE, *variants)
 
     @classmethod
     def of_run(cls, folder: Path | str, data_dir: Path | str = "data") -> "TicketExplorer":
         """The explorer of a finished run's folder, results/<profile>/<notebook>; see `loaded.of_run`."""
         return cls(source=loaded.of_run(folder, data_dir))
-
-    def _facts(self, **settings: Any) -> TicketFacts:
-        return ticket_facts(self.bench, **settings)
-
-    def _controls(self) -> dict[str, controls.Widget]:
-        return {
-            "density": density_slider(),
-            "basis": dropdown("basis", self.bench.rules),
-            "finder": dropdown("finder", self.bench.finders),
-            "seed": dropdown("seed", self.bench.source.seeds),
-            "layer": dropdown("layer", self.bench.source.layers),
-            "live": controls.Checkbox(value=True, description="Prune live", indent=True),
-        }
 
     def extras(self) -> list[controls.Widget]:
         """Train, its progress, and Cancel."""
@@ -392,17 +341,18 @@ class TicketExplorer(Explorer):
 
     def train(self) -> None:
         """Trains the ticket of the present settings from its rewound values, in the background."""
-        chosen = {name: self.settings[name] for name in ("seed", "basis", "finder")}
-        place = (chosen["seed"], chosen["basis"], chosen["finder"])
+        seed, basis, finder = (self.settings[name] for name in ("seed", "basis", "finder"))
+        place = (seed, basis, finder)
         try:
-            ticket = rewound(self.bench, density=self.settings["density"], **chosen)
+            # What is trained are rewound values under the mask.
+            ticket = replace(self.bench.ticket(*place, self.settings["density"])[1], off="zero")
         except Exception as error:
             self.tell(one_line(error))
             return
         source = self.bench.source
 
         def work(stop: Event) -> Result:
-            run = train_watched(ticket, source.recipe, source.dataset, chosen["seed"], self._report, stop)
+            run = train_watched(ticket, source.recipe, source.dataset, seed, self._report, stop)
             return Result(place, ticket.density, self.bench.accuracy(run.ticket))
 
         if self.background.start(work, self._ended):
@@ -425,7 +375,7 @@ class TicketExplorer(Explorer):
     def _ended(self, result: object, error: BaseException | None) -> None:
         # The picture first: who waits for the word finds the point.
         if isinstance(result, Result):
-            self.bench.with_result(result)
+            self.bench.results = (*self.bench.results, result)
             if self._box is not None:
                 self.redraw()
             self.state.value = f"trained: {result.accuracy:.1f} % at density {100 * result.density:.3g} %"

@@ -4,13 +4,12 @@ import ast
 import math
 import operator
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as controls
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import FigureBase
@@ -24,7 +23,7 @@ from lthlib.theory.universal.piecewise_linear import UnivariateFunction
 from lthlib.theory.universal.univariate import BlockPruning
 from lthlib.theory.universal.universality import least_squares
 from lthlib.widgets.explorer import Explorer, dropdown, text_field, whole_slider
-from lthlib.widgets.scene import Move, shared
+from lthlib.widgets.scene import Facts, Move
 
 SIZE = (10.8, 3.5)
 MOST = 20  # knots: more take longer than a slider may
@@ -112,11 +111,9 @@ def _applied(function: Callable[..., Any], nodes: Sequence[ast.expr], variable: 
 
 
 @dataclass(frozen=True)
-class UniversalFacts:
+class UniversalFacts(Facts):
     """A function and the ticket made for it on [0, 1]: values at x, errors, the mask's ones, the source's size."""
 
-    readout: str
-    background: Hashable
     x: np.ndarray
     function: np.ndarray
     ticket: np.ndarray
@@ -155,21 +152,15 @@ def universal_facts(*, text: str, knots: int, law: str = "uniform", seed: int = 
     missed = f"; {'; '.join(ticket.failures)}" if ticket.failures else ""
     readout = (
         f"{text.strip()} with {knots} pieces: largest error {error:.2g} on {POINTS} points (the broken line's own "
-        f"{line_error:.2g}); {ticket.kept:,} of {ticket.source_parameters:,} random parameters kept "
-        f"({100 * ticket.density:.2g} %){missed}"
+        f"{line_error:.2g}); {_size(ticket)}{missed}"
     )
-    return UniversalFacts(
-        readout=readout,
-        background=(text, law, seed),
-        x=x,
-        function=values,
-        ticket=features,
-        knots=wanted,
-        error=error,
-        line_error=line_error,
-        kept=ticket.kept,
-        source=ticket.source_parameters,
-    )
+    sizes = ticket.kept, ticket.source_parameters
+    return UniversalFacts(readout, (text, law, seed), x, values, features, wanted, error, line_error, *sizes)
+
+
+def _size(ticket: UniversalTicket) -> str:
+    share = f"{100 * ticket.density:.2g} %"
+    return f"{ticket.kept:,} of {ticket.source_parameters:,} random parameters kept ({share})"
 
 
 def readout_facts(ticket: UniversalTicket, name: str, text: str) -> UniversalFacts:
@@ -185,21 +176,10 @@ def readout_facts(ticket: UniversalTicket, name: str, text: str) -> UniversalFac
     fit = least_squares(features, values)
     readout = (
         f"{text.strip()} read out from ticket {name}: largest error {fit.sup:.2g} on {POINTS} points, by "
-        f"{fit.parameters} readout numbers on {features.shape[1]} features; {ticket.kept:,} of "
-        f"{ticket.source_parameters:,} random parameters kept ({100 * ticket.density:.2g} %)"
+        f"{fit.parameters} readout numbers on {features.shape[1]} features; {_size(ticket)}"
     )
-    return UniversalFacts(
-        readout=readout,
-        background=(text, name),
-        x=x,
-        function=values,
-        ticket=fit(features)[:, 0],
-        knots=np.array([]),
-        error=fit.sup,
-        line_error=math.nan,
-        kept=ticket.kept,
-        source=ticket.source_parameters,
-    )
+    fitted, sizes = fit(features)[:, 0], (ticket.kept, ticket.source_parameters)
+    return UniversalFacts(readout, (text, name), x, values, fitted, np.array([]), fit.sup, math.nan, *sizes)
 
 
 def draw_universal(figure: FigureBase, facts: UniversalFacts) -> Move:
@@ -246,10 +226,16 @@ class UniversalExplorer(Explorer):
 
     def __init__(self, text: str = "sin(2*pi*x)", tickets: Mapping[str, UniversalTicket] | None = None) -> None:
         self.tickets = dict(tickets or {})
-        first = {"text": text, "knots": 12, "law": "uniform", "seed": 0}
-        first |= {"ticket": CONSTRUCTED} if self.tickets else {}
-        examples = shared(first, {"knots": 5}, {"knots": 12}, {"text": "abs(x - 0.3)*exp(x)", "knots": 20})
-        super().__init__("Universal explorer", self._controls, self._facts, draw_universal, SIZE, examples)
+        rows = {
+            "text": text_field("function of x", text),
+            "knots": whole_slider("knots", 2, MOST, 12),
+            "law": dropdown("source law", LAWS),
+            "seed": whole_slider("source seed", 0, 20, 0),
+        }
+        if self.tickets:
+            rows["ticket"] = dropdown("ticket", (CONSTRUCTED, *self.tickets))
+        variants = {"knots": 5}, {"knots": 12}, {"text": "abs(x - 0.3)*exp(x)", "knots": 20}
+        super().__init__("Universal explorer", rows, self._facts, draw_universal, SIZE, *variants)
 
     @classmethod
     def of_run(cls, folder: Path | str) -> "UniversalExplorer":
@@ -268,12 +254,3 @@ class UniversalExplorer(Explorer):
         if ticket not in self.tickets:
             raise unknown("ticket", ticket, (CONSTRUCTED, *self.tickets))
         return readout_facts(self.tickets[ticket], ticket, text)
-
-    def _controls(self) -> dict[str, controls.Widget]:
-        rows = {
-            "text": text_field("function of x", str(self.examples[0]["text"])),
-            "knots": whole_slider("knots", 2, MOST, 12),
-            "law": dropdown("source law", LAWS),
-            "seed": whole_slider("source seed", 0, 20, 0),
-        }
-        return rows | ({"ticket": dropdown("ticket", (CONSTRUCTED, *self.tickets))} if self.tickets else {})
