@@ -45,7 +45,7 @@ def project_path(text: str | Path) -> Path:
     return Path(os.path.relpath(project_root().resolve() / path, here))
 
 
-def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
     """Has `write` fill a temporary file beside `path`, flushes it to the disk and renames it to `path`.
 
     A reader sees the old file or the whole new one, whenever the writer is killed. Raises InputError where the
@@ -99,7 +99,7 @@ def sources_digest(*rooms: str) -> str:
 
 def write_text(path: Path | str, text: str) -> None:
     """Writes UTF-8 text atomically."""
-    write_atomically(path, lambda temporary: _ignore(temporary.write_text(text, encoding="utf-8")))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path | str, value: object) -> None:
@@ -110,10 +110,6 @@ def write_json(path: Path | str, value: object) -> None:
 def json_text(value: object) -> str:
     """What `write_json` writes: a file that holds the same value in other bytes has been changed since."""
     return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _ignore(_: object) -> None:
-    return None
 
 
 def checksum(path: Path | str) -> str:

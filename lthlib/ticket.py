@@ -13,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -120,8 +121,8 @@ class Ticket:
         """The same network under other masks; raises InputError where names, shapes or types do not fit."""
         for name, c in self.coefficients.items():
             if name not in masks or masks[name].shape != c.shape or masks[name].dtype != torch.bool:
-                found = f"{masks[name].dtype} {tuple(masks[name].shape)}" if name in masks else "nothing"
-                raise InputError(f"mask of {name!r} must be boolean of shape {tuple(c.shape)}, found {found}")
+                given = f"{masks[name].dtype} {tuple(masks[name].shape)}" if name in masks else "nothing"
+                raise InputError(f"mask of {name!r} must be boolean of shape {tuple(c.shape)}, found {given}")
         return replace(self, masks={name: masks[name] for name in self.coefficients})
 
     def in_bases(self, bases: Mapping[str, Basis]) -> "Ticket":
@@ -260,30 +261,26 @@ def _refuse_misfit(ticket: Ticket) -> None:
     """
     if ticket.architecture.is_own:
         return
-    found = {name: tuple(mask.shape) for name, mask in ticket.masks.items()}
-    if list(found.items()) != list(_prunable_shapes(ticket.architecture).items()):
+    shapes = {name: tuple(mask.shape) for name, mask in ticket.masks.items()}
+    if list(shapes.items()) != list(_prunable_shapes(ticket.architecture).items()):
         raise InputError(f"its tensors are not those of {ticket.architecture.name!r}")
 
 
 @lru_cache(maxsize=256)
 def _prunable_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     checked = named_architecture(architecture.name, architecture.input_shape, architecture.classes)
-    # Without memory: the name may ask for any.
-    module = skeleton(checked)
+    module = skeleton(checked)  # without memory: the name may ask for any
     shapes = module.state_dict()
     return {name: tuple(shapes[name].shape) for name in prunable(module)}
 
 
 def _pack(mask: Tensor) -> Tensor:
     """The mask as bits, eight to a byte, the first entry highest."""
-    bits = mask.flatten().cpu().to(torch.uint8)
-    bits = torch.nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
-    return (bits << torch.arange(7, -1, -1, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
 
 
 def _unpack(packed: Tensor, shape: list[int]) -> Tensor:
-    bits = packed[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8) & 1
-    return bits.flatten()[: math.prod(shape)].view(shape).bool()
+    return torch.from_numpy(np.unpackbits(packed.numpy())[: math.prod(shape)]).view(shape).bool()
 
 
 def _digest(tensors: State, description: dict) -> str:

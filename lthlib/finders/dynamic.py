@@ -93,15 +93,21 @@ def rule_for(method: str, density: float, **options: Any) -> "DropAndGrow | Grad
     kept_count(density, 1)
     make = METHODS[method]
     kind = GradualPruning if method == "gmp" else DropAndGrow
-    own = [field.name for field in fields(kind) if field.name not in ("grow", "density")]
+    valid = [field.name for field in fields(kind) if field.name not in ("grow", "density")]
     for name in options:
-        if name not in own:
-            raise unknown(f"option of method {method!r}", name, own)
+        if name not in valid:
+            raise unknown(f"option of method {method!r}", name, valid)
     return make(density=density, **options) if method == "gmp" else make(**options)
 
 
+class _Rule:
+    def key(self) -> object:
+        """The rule's fields and the version of the code behind them."""
+        return {"rule": repr(self), "code": sources_digest("masks", "finders/dynamic")}
+
+
 @dataclass(frozen=True)
-class DropAndGrow:
+class DropAndGrow(_Rule):
     r"""Drops and grows the same number of coefficients in each layer, every `interval` steps.
 
     - `grow`: "random" among those not kept (SET), or those of the largest "gradient" in magnitude (RigL).
@@ -163,13 +169,9 @@ class DropAndGrow:
             grown = keep_top(_magnitudes(gradients, done, seed), dropped, among=free)
         return {name: mask | grown[name] for name, mask in kept.items()}
 
-    def key(self) -> object:
-        """The rule's fields and the version of the code behind them."""
-        return {"rule": repr(self), "code": sources_digest("masks", "finders/dynamic")}
-
 
 @dataclass(frozen=True)
-class GradualPruning:
+class GradualPruning(_Rule):
     r"""Gradual magnitude pruning (GMP): a dense network loses its smallest coefficients every `interval` steps.
 
     Sparsity after step $t$ is $s_f\left(1-(1-\frac{t-t_0}{T-t_0})^3\right)$ (Zhu & Gupta, equation 1 with $s_i=0$),
@@ -227,10 +229,6 @@ class GradualPruning:
             wanted = {name: min(counts[name], round(density * size)) for name, size in sizes.items()}
             return keep_top(scores, wanted, among=masks)
         return keep_top(scores, min(sum(counts.values()), round(density * sum(sizes.values()))), among=masks)
-
-    def key(self) -> object:
-        """The rule's fields and the version of the code behind them."""
-        return {"rule": repr(self), "code": sources_digest("masks", "finders/dynamic")}
 
 
 METHODS: dict[str, Callable[..., DropAndGrow | GradualPruning]] = {

@@ -58,36 +58,36 @@ def elastic_control(
         raise unknown("arm", name, ELASTIC_ARMS + AT_REWIND)
     if name == "order permuted":
         return carry(source, target, permuted(depths, source.architecture, source.seed))
-    found = carry(source, target, depths)
+    carried = carry(source, target, depths)
     if name == "elastic":
-        return found
+        return carried
     if name == "copies permuted":
-        return with_copies_permuted(found, source.architecture, depths, source.seed)
+        return with_copies_permuted(carried, source.architecture, depths, source.seed)
     if name == "copies by snip":
-        return _with_copies_by_snip(found, source.architecture, depths, dataset)
+        return _with_copies_by_snip(carried, source.architecture, depths, dataset)
     if name == "dense stretch":
-        return found.with_masks({key: torch.ones_like(mask) for key, mask in found.masks.items()})
+        return carried.with_masks({key: torch.ones_like(mask) for key, mask in carried.masks.items()})
     if name == "mask only":
-        return in_bases_of(own, found).with_masks(found.masks)
+        return in_bases_of(own, carried).with_masks(carried.masks)
     if name in AT_REWIND:
-        return find(in_bases_of(own, found), found.density, name, dataset)
-    made = {
+        return find(in_bases_of(own, carried), carried.density, name, dataset)
+    controls = {
         "reinit": reinitialised,
         "random mask": layerwise_shuffled,
         "both random": reinitialised_and_shuffled,
         "weights only": erk_masked,
     }
-    return made[name](found)
+    return controls[name](carried)
 
 
-def _with_copies_by_snip(found: Ticket, source: Architecture, depths: DepthMap, dataset: Dataset | None) -> Ticket:
+def _with_copies_by_snip(carried: Ticket, source: Architecture, depths: DepthMap, dataset: Dataset | None) -> Ticket:
     """The originals' masks kept, those of the copies by SNIP on the carried values; arXiv 2103.16547, section 4.2."""
-    names = copies(source, found.architecture, depths)
-    whole = found.with_masks({n: torch.ones_like(m) if n in names else m for n, m in found.masks.items()})
+    names = copies(source, carried.architecture, depths)
+    whole = carried.with_masks({n: torch.ones_like(m) if n in names else m for n, m in carried.masks.items()})
     images, labels = pruning_data(whole, dataset, name="snip")
     scores = snip_scores(whole, images, labels)
-    count = sum(int(found.masks[name].sum()) for name in names)
-    return found.with_masks({**found.masks, **keep_top({name: scores[name] for name in names}, count)})
+    count = sum(int(carried.masks[name].sum()) for name in names)
+    return carried.with_masks({**carried.masks, **keep_top({name: scores[name] for name in names}, count)})
 
 
 def direct_at(levels: Sequence[Level], count: int, output_rule: str) -> Ticket:
@@ -111,5 +111,5 @@ def direct_at(levels: Sequence[Level], count: int, output_rule: str) -> Ticket:
     masks = {name: mask for name, mask in ticket.masks.items() if name not in fixed}
     scores = {name: run.ticket.coefficients[name].abs() for name in masks}
     left = count - sum(int(ticket.masks[name].sum()) for name in fixed)
-    found = keep_top(scores, left, among=masks)
-    return replace(ticket, masks={name: found.get(name, mask) for name, mask in ticket.masks.items()})
+    kept = keep_top(scores, left, among=masks)
+    return replace(ticket, masks={name: kept.get(name, mask) for name, mask in ticket.masks.items()})

@@ -53,9 +53,10 @@ def find(ticket: Ticket, density: float, method: str, data: Dataset | None = Non
         raise unknown("method", method, METHODS)
     row = METHODS[method]
     sampler = {option.name for option in fields(Sampling)}
+    valid = sampler | set(row.options)
     for name in options:
-        if name not in sampler | set(row.options):
-            raise unknown(f"option of method {method!r}", name, sorted(sampler | set(row.options)))
+        if name not in valid:
+            raise unknown(f"option of method {method!r}", name, sorted(valid))
     sampling = Sampling(**{name: value for name, value in options.items() if name in sampler})  # type: ignore[arg-type]
     rest = {name: value for name, value in options.items() if name not in sampler}
     home = next(iter(ticket.masks.values())).device
@@ -150,9 +151,9 @@ def synflow(
         return ticket.with_masks(synflow_masks(ticket, wanted_counts(ticket, density, iterations)))
     # Converted once: the scores are in float64, and float32 values come back from it unchanged.
     double = replace(ticket, coefficients={name: c.double() for name, c in ticket.coefficients.items()})
-    found = pruned("synflow", synflow_scores, double, density, sampling, iterations)
-    back = {name: found.coefficients[name].to(c.dtype) for name, c in ticket.coefficients.items()}
-    return replace(found, coefficients=back)
+    last = pruned("synflow", synflow_scores, double, density, sampling, iterations)
+    back = {name: last.coefficients[name].to(c.dtype) for name, c in ticket.coefficients.items()}
+    return replace(last, coefficients=back)
 
 
 def ntk_sap(
@@ -168,11 +169,13 @@ def ntk_sap(
     scheme: str = "kaiming_normal",
 ) -> Ticket:
     """NTK-SAP (`ntk_sap_scores`): Gaussian images and fresh weights and noise at each iteration; no data."""
-    own = {"redraws": redraws, "examples": examples, "perturbation": perturbation, "scheme": scheme}
 
     def score(current: Ticket) -> State:
         # The survivors' count names the iteration, so that "matched" sees the same draws in both of its runs.
-        return ntk_sap_scores(current, stream_seed(ticket.seed, "ntk-sap", current.kept), **own)  # type: ignore[arg-type]
+        seed = stream_seed(ticket.seed, "ntk-sap", current.kept)
+        return ntk_sap_scores(
+            current, seed, redraws=redraws, examples=examples, perturbation=perturbation, scheme=scheme
+        )
 
     return pruned("ntk-sap", score, ticket, density, sampling, iterations)
 

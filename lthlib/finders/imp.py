@@ -226,9 +226,6 @@ def _continued(ticket: Ticket, run: Trained, rewound: Ticket) -> Ticket:
     return replace(ticket, coefficients=coefficients, rest=run.ticket.rest)
 
 
-# Controls: each takes a ticket and its seed and gives the arm that tells what in the ticket mattered.
-
-
 def after_training(dense: Sequence[Trained], density: float, start_step: int = 0) -> list[Ticket]:
     """Magnitude pruning after training, rewound: the initial values under the mask of the largest trained weights."""
     starts = [run.snapshots[start_step] for run in dense]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lthlib.errors import InputError
+from lthlib.finders.scores import gradients_of
 from lthlib.finders.structured import readers
 from lthlib.masks import counts as allocation
 from lthlib.masks.draws import sample
@@ -68,8 +69,7 @@ def path_gradients(ticket: Ticket, masks: Mapping[str, Tensor] | None = None) ->
         paths = functional_call(structure(ticket.architecture), {**weights, **rest}, (ones,)).sum()
     if not paths.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    gradients = torch.autograd.grad(paths, list(leaves.values()), materialize_grads=True)
-    return dict(zip(leaves, gradients, strict=True))
+    return gradients_of(paths, leaves)
 
 
 def _need_canonical(ticket: Ticket) -> None:
@@ -278,9 +278,9 @@ class _Step:
         draw = units + draws.random(len(units)) * (1 - 1e-9)
         place = np.searchsorted(self.sums, draw, side="right") - units * self.columns
         _, inputs, entries = self.shape
-        one, entry = place // entries, place % entries
-        out, into = (one, units) if self.forward else (units, one)
-        return self.start + (out * inputs + into) * entries + entry, one
+        reached, entry = np.divmod(place, entries)
+        out, into = (reached, units) if self.forward else (units, reached)
+        return self.start + (out * inputs + into) * entries + entry, reached
 
 
 def _segments(ticket: Ticket) -> list[tuple[tuple[str, ...], ...]]:

@@ -6,6 +6,8 @@ through $\theta=B^\top(m\odot c)$; in the canonical basis they are the papers' s
 place: networks are called functionally, so that weights, buffers and dtype of the ticket stay bit for bit.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -21,25 +23,19 @@ def _leaves(ticket: Ticket) -> State:
     return {name: c.detach().requires_grad_() for name, c in ticket.effective_coefficients().items()}
 
 
-def _gradients(of: Tensor, leaves: State, *, create_graph: bool = False, retain_graph: bool = False) -> State:
-    grads = torch.autograd.grad(
-        of,
-        list(leaves.values()),
-        create_graph=create_graph,
-        retain_graph=create_graph or retain_graph,
-        materialize_grads=True,
+def gradients_of(value: Tensor, leaves: State, *, create_graph: bool = False, retain_graph: bool = False) -> State:
+    """The gradient of a scalar by each of the leaves; zeros where it does not depend on one."""
+    retain_graph = retain_graph or create_graph
+    gradients = torch.autograd.grad(
+        value, list(leaves.values()), retain_graph=retain_graph, create_graph=create_graph, materialize_grads=True
     )
-    return dict(zip(leaves, grads, strict=True))
+    return dict(zip(leaves, gradients, strict=True))
 
 
-def _add(total: State, part: State) -> State:
-    """The sum of two dictionaries, written into the first, which may be empty."""
+def _add(total: State, part: State) -> None:
+    """Adds the second dictionary to the first, which may be empty, in place."""
     for name, tensor in part.items():
-        if name in total:
-            total[name] += tensor
-        else:
-            total[name] = tensor
-    return total
+        total[name] = total[name].add_(tensor) if name in total else tensor
 
 
 # ------------------------------------------------------------------------------------------------------ without data
@@ -79,8 +75,8 @@ def ntk_sap_scores(
     for redraw in range(redraws):
         source = generator(seed, "ntk-sap", redraw)
         images = torch.randn(examples, *ticket.architecture.input_shape, generator=source).to(device)
-        fresh = _redrawn(ticket, stream_seed(seed, "ntk-sap weights", redraw), scheme)
-        fresh = _with_batch_statistics(fresh, images)
+        redrawn = _redrawn(ticket, stream_seed(seed, "ntk-sap weights", redraw), scheme)
+        fresh = _with_batch_statistics(redrawn, images)
         forward = forward_of(fresh)
         noisy = {
             name: c + perturbation * torch.randn(c.shape, generator=source).to(c)
@@ -90,22 +86,17 @@ def ntk_sap_scores(
             forward({name: c * masks[name] for name, c in values.items()}, images)
             for values in (fresh.coefficients, noisy)
         )
-        _add(total, _gradients((plain - moved).square().sum(), masks))
+        _add(total, gradients_of((plain - moved).square().sum(), masks))
     return {name: gradient.mul_(ticket.masks[name]).abs_() for name, gradient in total.items()}
 
 
 def _redrawn(ticket: Ticket, seed: int, scheme: str) -> Ticket:
-    state = initial_state(ticket.architecture, seed, scheme)
-    state = {name: tensor.to(ticket.masks[next(iter(ticket.masks))].device) for name, tensor in state.items()}
-    return Ticket(
-        architecture=ticket.architecture,
-        bases=ticket.bases,
-        coefficients={
-            name: ticket.bases[name].analyse(state[name]).to(c.dtype) for name, c in ticket.coefficients.items()
-        },
-        masks=ticket.masks,
-        rest={name: state[name] for name in ticket.rest},
-    )
+    device = next(iter(ticket.masks.values())).device
+    state = {name: tensor.to(device) for name, tensor in initial_state(ticket.architecture, seed, scheme).items()}
+    coefficients = {
+        name: ticket.bases[name].analyse(state[name]).to(c.dtype) for name, c in ticket.coefficients.items()
+    }
+    return replace(ticket, coefficients=coefficients, rest={name: state[name] for name in ticket.rest}, off="zero")
 
 
 def _with_batch_statistics(ticket: Ticket, images: Tensor) -> Ticket:
@@ -113,7 +104,7 @@ def _with_batch_statistics(ticket: Ticket, images: Tensor) -> Ticket:
     module, rest = structure(ticket.architecture, "reset"), {n: t.clone() for n, t in ticket.rest.items()}
     with torch.no_grad():
         functional_call(module, {**ticket.weights(), **rest}, (images,))
-    return Ticket(ticket.architecture, ticket.bases, ticket.coefficients, ticket.masks, rest, ticket.off)
+    return replace(ticket, rest=rest)
 
 
 # --------------------------------------------------------------------------------------------------------- with data
@@ -129,7 +120,7 @@ def loss_gradients(ticket: Ticket, images: Tensor, labels: Tensor, *, norm: str 
     total: State = {}
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         loss = F.cross_entropy(forward(leaves, x), y, reduction="sum") / len(labels)
-        total = _add(total, _gradients(loss, leaves))
+        _add(total, gradients_of(loss, leaves))
     return total
 
 
@@ -169,18 +160,18 @@ def grasp_scores(
 
     def gradients(x: Tensor, y: Tensor, create_graph: bool) -> State:
         loss = F.cross_entropy(forward(leaves, x) / divide_logits, y, reduction="sum") / len(labels)
-        return _gradients(loss, leaves, create_graph=create_graph)
+        return gradients_of(loss, leaves, create_graph=create_graph)
 
     flow: State = {}
     pairs = list(zip(images.split(batch), labels.split(batch), strict=True))
     for x, y in pairs:
-        flow = _add(flow, gradients(x, y, create_graph=False))
+        _add(flow, gradients(x, y, create_graph=False))
     for x, y in pairs:
         parts = gradients(x, y, create_graph=True)
         products = torch.autograd.grad(
             list(parts.values()), list(leaves.values()), grad_outputs=list(flow.values()), materialize_grads=True
         )
-        total = _add(total, dict(zip(leaves, products, strict=True)))
+        _add(total, dict(zip(leaves, products, strict=True)))
     return {name: gradient.mul_(leaves[name].detach()) for name, gradient in total.items()}
 
 
@@ -221,8 +212,8 @@ def _probed_squares(
         logits = forward(leaves, x)
         for probe in range(probes):
             z = torch.randn(logits.shape, generator=source).to(logits)
-            gradients = _gradients((z * logits).sum(), leaves, retain_graph=probe + 1 < probes)
-            total = _add(total, {name: gradient.square_() for name, gradient in gradients.items()})
+            gradients = gradients_of((z * logits).sum(), leaves, retain_graph=probe + 1 < probes)
+            _add(total, {name: gradient.square_() for name, gradient in gradients.items()})
     return {name: square.div_(probes) for name, square in total.items()}
 
 
@@ -234,14 +225,13 @@ def _exact_squares(ticket: Ticket, images: Tensor, norm: str) -> State:
     # One copy of the weights' gradients for each example: 64 MB of them keep within caches' reach and any memory.
     chunk = max(1, 2**24 // sum(weight.numel() for weight in weights.values()))
 
-    def one(own: State, image: Tensor) -> Tensor:
-        return functional_call(module, {**own, **rest}, (image.unsqueeze(0),)).squeeze(0)
+    def logits_of(weights: State, image: Tensor) -> Tensor:
+        return functional_call(module, {**weights, **rest}, (image.unsqueeze(0),)).squeeze(0)
 
     for x in images.split(chunk):
         copies = {name: w.detach().expand(len(x), *w.shape).requires_grad_() for name, w in weights.items()}
-        logits = torch.vmap(one)(copies, x)
+        logits = torch.vmap(logits_of)(copies, x)
         for output in range(logits.shape[1]):
-            each = _gradients(logits[:, output].sum(), copies, retain_graph=output + 1 < logits.shape[1])
-            part = {name: ticket.bases[name].analyse(g).square().sum(0) for name, g in each.items()}
-            total = _add(total, part)
+            each = gradients_of(logits[:, output].sum(), copies, retain_graph=output + 1 < logits.shape[1])
+            _add(total, {name: ticket.bases[name].analyse(g).square().sum(0) for name, g in each.items()})
     return total

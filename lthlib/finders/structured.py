@@ -8,7 +8,7 @@ $B^\top(m\odot c)$ is dense. So stored numbers and multiply-accumulates are coun
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -266,8 +266,7 @@ def low_rank_identity_error(weight: Tensor, ranks: Sequence[int] | None = None) 
 
 
 def _top(scores: Tensor, count: int) -> Tensor:
-    masks: Mapping[str, Tensor] = keep_top({"weight": scores}, count)
-    return masks["weight"]
+    return keep_top({"weight": scores}, count)["weight"]
 
 
 def _doubling(limit: int) -> list[int]:

@@ -16,7 +16,7 @@ import torch
 
 from lthlib.data import Dataset
 from lthlib.errors import InputError, unknown
-from lthlib.finders.supermask_search import METHODS, Found, Search, Supermask, Task, biases_of
+from lthlib.finders.supermask_search import METHODS, Search, SearchedMask, Supermask, Task, biases_of
 from lthlib.masks.counts import kept_count
 from lthlib.masks.topk import keep_top
 from lthlib.models.architecture import Architecture, prunable
@@ -31,7 +31,7 @@ from lthlib.training.train import ROOMS
 __all__ = [
     "METHODS",
     "RECIPES",
-    "Found",
+    "SearchedMask",
     "Supermask",
     "Task",
     "find_supermasks",
@@ -105,7 +105,7 @@ def find_supermasks(
     *,
     store: Store | None = None,
     progress: str = "",
-) -> list[Found]:
+) -> list[SearchedMask]:
     """A strong ticket of each random source: a mask of `settings.density`, found by training scores with `recipe`.
 
     `sources` are dense tickets in the canonical basis (`random_source`); their seeds fix the initial scores, the order
@@ -124,7 +124,7 @@ def find_supermasks(
         _refuse(source, settings, task)
     device = task.inputs.device
 
-    def work(indices: list[int]) -> Iterator[Found]:
+    def work(indices: list[int]) -> Iterator[SearchedMask]:
         searches = [Search(sources[i], settings, recipe, task) for i in indices]
         tasks = [partial(search.run, progress) for search in searches]
         yield from values_of(tasks, device)
@@ -170,14 +170,14 @@ def _refuse(source: Ticket, settings: Supermask, task: Task) -> None:
         raise InputError(f"model {source.architecture.name!r} has no biases to prune (set prune_biases=False)")
 
 
-def _save(found: Found, folder: Path) -> None:
+def _save(found: SearchedMask, folder: Path) -> None:
     found.ticket.save(folder / "ticket.safetensors")
     write_json(folder / "search.json", {"history": found.history})
 
 
-def _load(folder: Path) -> Found:
+def _load(folder: Path) -> SearchedMask:
     record = json.loads((folder / "search.json").read_text(encoding="utf-8"))
-    return Found(ticket=Ticket.load(folder / "ticket.safetensors"), **record)
+    return SearchedMask(ticket=Ticket.load(folder / "ticket.safetensors"), **record)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from threading import Event
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from lthlib.masks.topk import Count, keep_top
 from lthlib.models.architecture import skeleton
 from lthlib.randomness import generator, stream_seed
 from lthlib.ticket import State, Ticket
+from lthlib.training.loop import counted_steps
 from lthlib.training.optimizers import Optimizer
 from lthlib.training.parallel import StoppedError
 from lthlib.training.recipe import DTYPES, Recipe
@@ -138,7 +139,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchedMask:
     """What a finder gave.
 
     - `ticket`: the random source under the found mask, of exactly the density asked for. Its weights are the source's
@@ -223,10 +224,8 @@ class Search:
                 for name, s in self.scores.items()
             }
         if self.settings.method == "gem-miner" and not last:
-            return {
-                name: (s > 0.5) & ~self.removed[name] if name in self.removed else s > 0.5
-                for name, s in self.scores.items()
-            }
+            above = {name: s > 0.5 for name, s in self.scores.items()}
+            return above | {name: above[name] & ~removed for name, removed in self.removed.items()}
         return self.exact_masks(density)
 
     def remove(self, density: float) -> None:
@@ -248,7 +247,7 @@ class Search:
 
     # ------------------------------------------------------------------------------------------------- the loop
 
-    def run(self, progress: str, stop: Event) -> Found:
+    def run(self, progress: str, stop: Event) -> SearchedMask:
         """Trains the scores by the recipe's schedule; raises StoppedError once `stop` is set."""
         examples, recipe = len(self.task.targets), self.recipe
         total, each = recipe.steps(examples), recipe.steps_per_epoch(examples)
@@ -258,7 +257,7 @@ class Search:
         losses: list[Tensor] = []
         density = self.settings.density_at(0, total)
         before = self.exact_masks(density)
-        for step in _steps(total, progress):
+        for step in counted_steps(0, total, progress):
             if stop.is_set():
                 raise StoppedError("another search failed")
             if (now := self.settings.density_at(step, total)) != density:
@@ -284,7 +283,7 @@ class Search:
                 row["changed"] = sum(int((masks[name] ^ before[name]).sum()) for name in self.weights) / entries
                 history.append(row)
                 before = masks
-        return Found(self._ticket(self.exact_masks(self.settings.density)), history)
+        return SearchedMask(self._ticket(self.exact_masks(self.settings.density)), history)
 
     def _start(self, epoch: int) -> None:
         count = len(self.task.targets)
@@ -338,18 +337,17 @@ class Search:
         self.module.eval()
         parts = [self._outputs(values, part) for part in self.task.validation_inputs.split(chunk)]
         outputs, targets = torch.cat(parts), self.task.validation_targets
-        found = {"validation_loss": float(_loss(outputs, targets).double().mean())}
+        row = {"validation_loss": float(_loss(outputs, targets).double().mean())}
         if targets.dim() == 1:
-            found["validation_accuracy"] = 100 * float((outputs.argmax(1) == targets).double().mean())
-        return found
+            row["validation_accuracy"] = 100 * float((outputs.argmax(1) == targets).double().mean())
+        return row
 
     def _ticket(self, masks: State) -> Ticket:
         """The source with the mask; what a method multiplies weights by goes into the coefficients."""
         _, bases = self.effective(masks)
         kept = {name: mask.cpu() for name, mask in masks.items() if name in self.weights}
-        scaled = self.settings.method == "biprop" or self.settings.rescale
         coefficients = dict(self.source.coefficients)
-        if scaled:
+        if self.settings.method == "biprop" or self.settings.rescale:
             coefficients = {name: bases[name].to(c.dtype).cpu() for name, c in coefficients.items()}
         trained = {name for name, _ in self.module.named_parameters()}
         rest = dict(self.source.rest)
@@ -366,11 +364,3 @@ def _loss(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.dim() == 1:
         return F.cross_entropy(outputs, targets, reduction="none")
     return (outputs - targets).square().mean(1)
-
-
-def _steps(total: int, progress: str) -> Any:
-    if not progress:
-        return range(total)
-    from tqdm.auto import tqdm
-
-    return tqdm(range(total), desc=progress, unit="step", leave=False, mininterval=1.0)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lthlib.finders.from_scores import nonzero
+from lthlib.finders.scores import gradients_of
 from lthlib.masks.topk import check_scores, keep_top
 from lthlib.ticket import State, Ticket, structure
 
@@ -45,15 +46,11 @@ def _holding(module: nn.Module, state: State) -> nn.Module:
     """A copy of the module that holds these tensors themselves, where swapping them in each time takes its time."""
     copied = deepcopy(module)
     for name, tensor in state.items():
-        path, _, own = name.rpartition(".")
+        path, _, attribute = name.rpartition(".")
         layer = copied.get_submodule(path)
-        held = own in layer._parameters and not isinstance(tensor, nn.Parameter)
-        setattr(layer, own, nn.Parameter(tensor, requires_grad=False) if held else tensor)
+        held = attribute in layer._parameters and not isinstance(tensor, nn.Parameter)
+        setattr(layer, attribute, nn.Parameter(tensor, requires_grad=False) if held else tensor)
     return copied
-
-
-def _gradients(of: Tensor, leaves: State) -> State:
-    return dict(zip(leaves, torch.autograd.grad(of, list(leaves.values()), materialize_grads=True), strict=True))
 
 
 def synflow_scores(ticket: Ticket) -> State:
@@ -66,7 +63,7 @@ def synflow_scores(ticket: Ticket) -> State:
     leaves = {name: c.detach().double().requires_grad_() for name, c in ticket.effective_coefficients().items()}
     weights = {name: ticket.bases[name].synthesise(leaf).abs() for name, leaf in leaves.items()}
     flow = functional_call(structure(ticket.architecture), {**weights, **_others(ticket)}, (_ones(ticket),)).sum()
-    gradients = _gradients(flow, leaves)
+    gradients = gradients_of(flow, leaves)
     return {name: gradient.mul_(leaves[name].detach()).abs_() for name, gradient in gradients.items()}
 
 
@@ -84,7 +81,7 @@ def synflow_masks(ticket: Ticket, counts: Sequence[int]) -> State:
     module, ones = _holding(structure(ticket.architecture), {**leaves, **_others(ticket)}), _ones(ticket)
     left = ticket.kept
     for number, count in enumerate(counts):
-        gradients = _gradients(module(ones).sum(), leaves)
+        gradients = gradients_of(module(ones).sum(), leaves)
         scores = {name: pools[name].scores(gradient.reshape(-1)) for name, gradient in gradients.items()}
         alive = {name: pool.alive for name, pool in pools.items()}
         if number == 0:

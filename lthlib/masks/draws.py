@@ -36,16 +36,7 @@ def sample(
     Source: Bar & Giryes (arXiv 2305.17559) for sampling a mask by score; Gumbel-top-k is successive sampling
     (Yellott 1977; Kool et al., arXiv 1903.06059).
     """
-    return _sample(
-        scores,
-        count,
-        draw=draw,
-        temperature=temperature,
-        among=among,
-        keep_one=keep_one,
-        generator=generator,
-        reweight=False,
-    )[0]
+    return _sample(scores, count, draw, temperature, among, keep_one, generator, reweight=False)[0]
 
 
 def sample_reweighted(
@@ -63,16 +54,7 @@ def sample_reweighted(
     "gumbel" 1 / P(key above the (k+1)-th key), as in Duffield et al. 2007 and Kool et al. (arXiv 1903.06059,
     section 4.2); 1 for "topk", which is not unbiased.
     """
-    return _sample(
-        scores,
-        count,
-        draw=draw,
-        temperature=temperature,
-        among=among,
-        keep_one=False,
-        generator=generator,
-        reweight=True,
-    )
+    return _sample(scores, count, draw, temperature, among, False, generator, reweight=True)
 
 
 def inclusion_probabilities(log_p: Tensor, count: int) -> Tensor:
@@ -141,12 +123,12 @@ def multinomial_counts(p: Tensor, draws: int, generator: torch.Generator) -> Ten
 def _sample(
     scores: Mapping[str, Tensor],
     count: Count,
-    *,
     draw: str,
     temperature: float,
     among: Mapping[str, Tensor] | None,
     keep_one: bool,
     generator: torch.Generator | None,
+    *,
     reweight: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     if draw not in DRAWS:

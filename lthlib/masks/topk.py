@@ -1,4 +1,4 @@
-"""The only room that turns scores into masks: exact top-k, samplers, and random controls.
+"""Exact top-k: the entries of highest score, over all tensors or for each.
 
 Scores, masks and shapes are dictionaries keyed by tensor name; their order is the order of layers and breaks ties.
 """
@@ -16,9 +16,6 @@ from lthlib.errors import InputError, unknown
 Count = int | Mapping[str, int]
 
 
-# --- exact top-k ---
-
-
 def keep_top(
     scores: Mapping[str, Tensor],
     count: Count,
@@ -34,9 +31,8 @@ def keep_top(
     Selection is exact in the scores' own precision, in linear time.
     Raises InputError for NaN scores, shapes that do not match, and counts that cannot be met.
     """
-    groups = _groups(scores, count, among)
     masks: dict[str, Tensor] = {}
-    for names, kept in groups:
+    for names, kept in _groups(scores, count, among):
         values = _flat(scores, among, names)
         if keep_one and len(names) > 1:
             values = _raise_best(values, _sizes(scores, among, names), kept)
@@ -160,9 +156,3 @@ def _raise_best(values: Tensor, sizes: list[int], count: int) -> Tensor:
     if count < live:
         raise InputError(f"count {count} cannot keep one weight in each of {live} layers")
     return raised
-
-
-# --- sampling ---
-
-
-# --- controls and overlap ---

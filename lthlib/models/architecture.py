@@ -280,11 +280,11 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
 
 
 def _observe(
-    module: nn.Module, shape: tuple[int, int, int], see: Callable[[str, nn.Conv2d | nn.Linear, Tensor], object]
+    module: nn.Module, shape: tuple[int, int, int], see: Callable[[str, nn.Conv2d | nn.Linear, Tensor], None]
 ) -> object:
     """Runs an image of zeros in evaluation mode; `see(weight_name, layer, output)` at each Conv2d and Linear layer."""
     handles = [
-        layer.register_forward_hook(lambda layer, _, output, name=name: _ignore(see(name, layer, output)))
+        layer.register_forward_hook(lambda layer, _, output, name=name: see(name, layer, output))
         for name, layer in _layers(module)
     ]
     training = module.training
@@ -295,10 +295,6 @@ def _observe(
         module.train(training)
         for handle in handles:
             handle.remove()
-
-
-def _ignore(_: object) -> None:
-    return None
 
 
 @lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lthlib.errors import InputError
+from lthlib.models.networks import halved
 
 LEAK = 0.01  # nn.LeakyReLU's own slope
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -26,17 +27,12 @@ def plain(name: str) -> Callable[[Tensor], Tensor]:
     """A layer without weights, by its name."""
     if name in ACTIVATIONS:
         return ACTIVATIONS[name]
-    return {"pool": _pool, "mean": lambda x: x.mean((2, 3)), "flatten": lambda x: x.flatten(1)}[name]
+    return {"pool": halved, "mean": lambda x: x.mean((2, 3)), "flatten": lambda x: x.flatten(1)}[name]
 
 
 def with_mean(x: Tensor) -> Tensor:
     """(batch, channels, members, 1) to (batch, channels, members, 2): each member beside the mean of all."""
     return torch.cat([x, x.mean(2, keepdim=True).expand_as(x)], dim=3)
-
-
-def _pool(x: Tensor) -> Tensor:
-    window = (min(2, x.shape[-2]), min(2, x.shape[-1]))
-    return F.max_pool2d(x, window)
 
 
 class Function(nn.Module):

@@ -25,7 +25,7 @@ def _lenet(hidden: list[int], shape: tuple[int, int, int], classes: int) -> nn.S
     return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
 
-def _pool(images: Tensor) -> Tensor:
+def halved(images: Tensor) -> Tensor:
     """Halves height and width by the maximum; a side of 1 stays, so that small images pass any depth."""
     window = (min(2, images.shape[-2]), min(2, images.shape[-1]))
     return images if window == (1, 1) else functional.max_pool2d(images, window)
@@ -55,7 +55,7 @@ class Conv(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         for stage in self.stages:
-            images = _pool(stage(images))
+            images = halved(stage(images))
         hidden = torch.relu_(self.hidden1(images.flatten(1)))
         return self.output(torch.relu_(self.hidden2(hidden)))
 
@@ -94,7 +94,7 @@ class VGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         for number, stage in enumerate(self.stages):
-            images = stage(images if number == 0 else _pool(images))
+            images = stage(images if number == 0 else halved(images))
         return self.output(self.hidden(images.mean((2, 3))))
 
 

@@ -11,7 +11,7 @@ from lthlib.errors import InputError
 from lthlib.finders.find import find
 from lthlib.finders.supermask import (
     FinderArm,
-    Found,
+    SearchedMask,
     find_supermasks,
     large_final_same_sign,
     random_source,
@@ -80,6 +80,6 @@ def finder_table(
     return table
 
 
-def curve_rows(searches: Sequence[Found], **columns: Any) -> pd.DataFrame:
+def curve_rows(searches: Sequence[SearchedMask], **columns: Any) -> pd.DataFrame:
     """The searches' histories as rows, one per evaluation, with the seed; `columns` are added to each."""
     return pd.DataFrame([{"seed": run.seed} | row | columns for run in searches for row in run.history])

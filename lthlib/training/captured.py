@@ -107,10 +107,10 @@ def _put(tensors: list[Tensor], values: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def _alike(before: list[Tensor], after: list[Tensor], found: list[Tensor]) -> bool:
-    """Whether every tensor was moved from `before` to `found` as to `after`, but for rounding."""
-    for start, wanted, got in zip(*([one.double() for one in part] for part in (before, after, found)), strict=True):
-        allowed = ALIKE * (wanted - start).norm() + 1e-6 * wanted.norm()
-        if not (got - wanted).norm() <= allowed:
-            return False
-    return True
+def _alike(before: list[Tensor], after: list[Tensor], replayed: list[Tensor]) -> bool:
+    """Whether every tensor was moved from `before` to `replayed` as to `after`, but for rounding."""
+    states = ([tensor.double() for tensor in state] for state in (before, after, replayed))
+    return all(
+        bool((got - wanted).norm() <= ALIKE * (wanted - start).norm() + 1e-6 * wanted.norm())
+        for start, wanted, got in zip(*states, strict=True)
+    )

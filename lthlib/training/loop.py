@@ -73,7 +73,7 @@ class _Job:
         histories: list[list[dict[str, float]]] = [[] for _ in tickets]
         kept = {self.start_step: net.tickets()} if self.start_step in self.snapshots else {}
         losses: list[Tensor] = []
-        for step in _steps(self.start_step, total, progress):
+        for step in counted_steps(self.start_step, total, progress):
             if stop.is_set():
                 raise StoppedError("another stack failed")
             inputs, labels = batches.at(step)
@@ -93,16 +93,10 @@ class _Job:
                 losses.clear()
                 evaluations = _evaluate(net, validation, data.validation.labels, recipe.precision)
                 # The last step's update shows in no training loss.
-                _refuse_divergence(torch.tensor([[found.loss for found in evaluations]]), step, tickets)
-                for history, train_loss, found in zip(histories, means, evaluations, strict=True):
-                    history.append(
-                        {
-                            "step": step + 1,
-                            "train_loss": train_loss,
-                            "validation_loss": found.loss,
-                            "validation_accuracy": found.accuracy,
-                        }
-                    )
+                _refuse_divergence(torch.tensor([[evaluation.loss for evaluation in evaluations]]), step, tickets)
+                for history, train_loss, evaluation in zip(histories, means, evaluations, strict=True):
+                    judged = {"validation_loss": evaluation.loss, "validation_accuracy": evaluation.accuracy}
+                    history.append({"step": step + 1, "train_loss": train_loss, **judged})
             if step + 1 in self.snapshots:
                 kept[step + 1] = net.tickets()
         return [
@@ -166,10 +160,10 @@ def _refuse_divergence(losses: Tensor, first_step: int, tickets: list[Ticket]) -
         )
 
 
-def _steps(start: int, total: int, progress: str) -> Any:
+def counted_steps(start: int, total: int, progress: str) -> Any:
+    """The steps from `start` to `total`, under a bar named `progress`; empty shows none."""
     if not progress:
         return range(start, total)
-
     from tqdm.auto import tqdm
 
     return tqdm(range(start, total), desc=progress, unit="step", leave=False, mininterval=1.0)

@@ -64,11 +64,11 @@ def dense_gradients(net: Network, losses: Callable[[], Tensor]) -> State:
     `losses` runs the network forward and gives (replicates, batch).
     """
     before = {name: buffer.clone() for name, buffer in net.buffers.items()}
-    found = torch.autograd.grad(losses().mean(1).sum(), list(net.leaves.values()), materialize_grads=True)
+    gradients = torch.autograd.grad(losses().mean(1).sum(), list(net.leaves.values()), materialize_grads=True)
     # The pass has moved normalisation statistics, which the step itself will move.
     for name, buffer in before.items():
         net.buffers[name].copy_(buffer)
-    return dict(zip(net.leaves, found, strict=True))
+    return dict(zip(net.leaves, gradients, strict=True))
 
 
 @torch.no_grad()

@@ -162,7 +162,7 @@ class Network:
         """
         stays = {}
         for name, leaf in self.leaves.items():
-            mask = self._join([own[name] for own in masks]).to(leaf.device)
+            mask = self._join([state[name] for state in masks]).to(leaf.device)
             stays[name] = mask & self.masks.get(name, mask)
             leaf.masked_fill_(~stays[name], 0)
             if name in self.masks:
@@ -303,8 +303,8 @@ class SingleNetwork(Network):
         self.leaves |= {name: nn.Parameter(leaf) for name, leaf in self.leaves.items() if name in plain}
         self.affine = {name: nn.Parameter(tensor) for name, tensor in self.affine.items()}
         for name, tensor in ({name: self.leaves[name] for name in plain} | self.affine | self.buffers).items():
-            path, _, own = name.rpartition(".")
-            setattr(self.module.get_submodule(path), own, tensor)
+            path, _, attribute = name.rpartition(".")
+            setattr(self.module.get_submodule(path), attribute, tensor)
 
     def _join(self, tensors: list[Tensor]) -> Tensor:
         (tensor,) = tensors
@@ -328,9 +328,9 @@ class SingleNetwork(Network):
             self.module.train(training)
         if not self.synthesised:
             return self.module(inputs.squeeze(0)).unsqueeze(0)
-        found = {name: self.bases[name].synthesise(self.leaves[name]) for name in self.synthesised}
+        weights = {name: self.bases[name].synthesise(self.leaves[name]) for name in self.synthesised}
         # Synthesised weights come in rows; a convolution of channels_last images wants them in that layout too.
-        weights = {name: weight.contiguous(memory_format=_memory_format(weight)) for name, weight in found.items()}
+        weights = {name: weight.contiguous(memory_format=_memory_format(weight)) for name, weight in weights.items()}
         return functional_call(self.module, weights, (inputs.squeeze(0),)).unsqueeze(0)
 
 

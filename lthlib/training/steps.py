@@ -58,7 +58,7 @@ class AutogradStep:
         return losses.detach()
 
     def _moved(self) -> list[Tensor]:
-        moments = [moment for own in self.optimizer.moments.values() for moment in own]
+        moments = [moment for moments in self.optimizer.moments.values() for moment in moments]
         return [*self.net.parameters(), *self.net.buffers.values(), *moments]
 
     def remasked(self, stays: State) -> None:

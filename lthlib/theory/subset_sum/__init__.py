@@ -1,11 +1,5 @@
 """Which of n random numbers add up to a target, and how many are needed."""
 
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
+import lthlib
 
-
-def __getattr__(name: str) -> ModuleType:
-    if find_spec(f"{__name__}.{name}") is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module(f"{__name__}.{name}")
+__getattr__ = lthlib.files_of(__name__)
