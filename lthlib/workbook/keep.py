@@ -105,17 +105,11 @@ def _table(frame: Any, table: Mapping[str, Any]) -> list[str]:
 
 def _verdicts(run: Path) -> list[str]:
     records = json.loads((run / "claims.json").read_text(encoding="utf-8"))
-    rows = [
-        [
-            f"{claim['id']}: {claim['claim']}",
-            claim["verdict"],
-            short_number(claim["estimate"]),
-            " to ".join(map(short_number, claim["ci"])),
-            short_number(claim["margin"]),
-            str(claim["n"]),
-        ]
-        for claim in records
-    ]
+    rows = []
+    for claim in records:
+        interval = " to ".join(map(short_number, claim["ci"]))
+        numbers = [short_number(claim["estimate"]), interval, short_number(claim["margin"]), str(claim["n"])]
+        rows.append([f"{claim['id']}: {claim['claim']}", claim["verdict"], *numbers])
     return ["", *markdown_table(["claim", "verdict", "estimate", "95 % interval", "margin", "n"], rows)]
 
 
