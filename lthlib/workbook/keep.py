@@ -63,9 +63,7 @@ def _settings(run: Path) -> str:
     facts = json.loads((run / manifest.FILE).read_text(encoding="utf-8"))
     hidden = ("out_dir", "data_dir", "profile", "device")
     shown = ", ".join(f"{name} {value}" for name, value in facts["parameters"].items() if name not in hidden)
-    commit = str(facts["code"].get("commit") or "unknown")[:7]
-    where = manifest.computed_on(facts) or "an unknown device"
-    return f"{shown}. Commit {commit}, {facts.get('seconds', 0):.0f} s on {where}."
+    return f"{shown}. Commit {manifest.provenance(facts)}."
 
 
 def _tables(run: Path) -> list[str]:

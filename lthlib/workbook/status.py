@@ -67,17 +67,16 @@ def _state(path: Path, folder: Path) -> State:
     facts = manifest.read(path)
     if facts is None:
         return State(name, "running") if running(path) else State(name, "left", "begun" if path.is_dir() else "")
-    seconds = facts.get("seconds")
-    took = f"{seconds:.0f} s" if isinstance(seconds, int | float) else ""
     if facts["status"] != "finished":
         return State(name, "failed", str(facts.get("reason", "")))
     if wrong := manifest.fault(path, facts):
         return State(name, "left", f"{wrong}: the next run makes it anew")
-    verdicts = facts.get("verdicts")
-    said = [f"{count} {verdict}" for verdict, count in verdicts.items()] if isinstance(verdicts, dict) else []
+    seconds, verdicts = facts.get("seconds"), facts.get("verdicts")
+    said = [f"{seconds:.0f} s"] if isinstance(seconds, int | float) else []
+    said += [f"{count} {verdict}" for verdict, count in verdicts.items()] if isinstance(verdicts, dict) else []
     if "seal" not in facts:
         said.append("of an earlier version: its manifest has no checksum of its own")
-    return State(name, "done", ", ".join([*([took] if took else []), *said]))
+    return State(name, "done", ", ".join(said))
 
 
 def running(folder: Path) -> bool:
