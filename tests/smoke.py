@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from lthlib.workbook.machine import cores
-from lthlib.workbook.plan import longest_first, plan
+from lthlib.workbook.profiles import longest_first, plan
 from lthlib.workbook.run import Outcome, Task, run_all
 
 # The second pass takes them in the other order: other neighbours, the same bits.

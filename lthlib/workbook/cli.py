@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 something failed, 2 bad input.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,7 +55,7 @@ def run(
     What is finished there already, with the same parameters and code, is skipped. Relative paths in values are
     relative to the current folder.
     """
-    from lthlib.workbook.plan import plan
+    from lthlib.workbook.profiles import plan
     from lthlib.workbook.report import run_folders, write_index
     from lthlib.workbook.run import check_device, writable
 
@@ -96,6 +97,7 @@ def sweep(
     `seeds: 5`.
     """
     from lthlib.errors import unknown
+    from lthlib.store import project_path
     from lthlib.workbook import ray_engine, remote
     from lthlib.workbook import run as runner
     from lthlib.workbook import status as board
@@ -104,9 +106,9 @@ def sweep(
     if engine not in ("local", "ray"):
         raise unknown("engine", engine, ("local", "ray"))
     chosen = sweeps.read_grid(grid)
-    shared = sweeps.address_of(chosen, share)
+    shared = f"{share.rstrip('/')}/{chosen.name}" if share else ""
     planned = sweeps.runs(chosen, out, shared=shared)
-    tasks, folder = [run.task for run in planned], sweeps.folder_of(chosen, out)
+    tasks, folder = [run.task for run in planned], project_path(Path(out, chosen.name))
     runner.writable(folder)
     if shared:
         remote.check(shared)
@@ -277,8 +279,6 @@ def keep(
     A RUN is DIR/<profile>/<notebook> of `lth run`; the README has tables and verdicts of all that is kept in DIR. The
     ledger is written anew too, as by `lth report`.
     """
-    from pathlib import Path
-
     from lthlib.store import project_path
     from lthlib.workbook.keep import keep, write_readme
     from lthlib.workbook.report import write_ledger
@@ -286,38 +286,23 @@ def keep(
     folder = project_path(into)
     for run in runs:
         keep(Path(run), folder, figures=figures)
-    print(
-        write_readme(folder), *(write_ledger(folder.parents[1]) if folder.parent.name == "reference" else []), sep="\n"
-    )
+    ledger = write_ledger(folder.parents[1]) if folder.parent.name == "reference" else []
+    print(write_readme(folder), *ledger, sep="\n")
 
 
 def _run_with_bar(tasks: "Sequence[Task]", jobs: int, force: bool) -> "list[Outcome]":
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    from lthlib.workbook.plan import longest_first
+    from lthlib.workbook.profiles import longest_first
     from lthlib.workbook.run import run_all
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("elapsed"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    elapsed, left = ("elapsed", progress.TimeElapsedColumn()), ("left", progress.TimeRemainingColumn())
+    columns = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(), *elapsed, *left)
     outcomes = []
     queue = longest_first(tasks) if jobs > 1 else tasks
     waiting = [task.name for task in queue]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
         line = bar.add_task(_now(waiting, jobs), total=len(tasks))
         for outcome in run_all(queue, jobs=jobs, force=force):
             outcomes.append(outcome)

@@ -52,7 +52,7 @@ def _packages() -> Finding:
     except metadata.PackageNotFoundError:
         return Finding("versions", False, "lthlib is not installed in this Python (./run_all.sh installs it)")
     for requirement in required:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
             present = metadata.version(requirement.name)
@@ -61,9 +61,8 @@ def _packages() -> Finding:
         except metadata.PackageNotFoundError:
             wrong.append(f"{requirement.name} is missing")
     installed = versions()
-    named = ", ".join(
-        f"{name} {installed[name]}" for name in ("python", "lthlib", "torch", "numpy") if name in installed
-    )
+    shown = [name for name in ("python", "lthlib", "torch", "numpy") if name in installed]
+    named = ", ".join(f"{name} {installed[name]}" for name in shown)
     return Finding("versions", not wrong, "; ".join([named, *wrong]))
 
 

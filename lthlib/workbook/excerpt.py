@@ -38,7 +38,7 @@ def excerpt(notebook: Notebook, claim_id: str, ids: Iterable[str]) -> list[dict[
             kept.insert(0, cell)
             continue
         lines: list[str] = []
-        for statement in reversed([part for one in block for part in wanted.only(one)]):
+        for statement in reversed([part for whole in block for part in wanted.only(whole)]):
             if _calls(statement, LEDGER) or needed & _changed(statement):
                 needed = (needed - _bound(statement)) | _reads(statement)
                 lines.insert(0, ast.unparse(statement))
@@ -57,16 +57,16 @@ class _Wanted(ast.NodeTransformer):
         if not chosen:
             unnamed = [call for call in calls if _decided(call) is None]
             # A loop over ids that are written in it decides those and no others.
-            chosen = [call for call in unnamed if claim_id in _texts(calls[call])] or unnamed
+            chosen = [call for call in unnamed if _says(calls[call], claim_id)] or unnamed
         self.chosen = set(chosen)
 
     def only(self, statement: ast.stmt) -> list[ast.stmt]:
         """The statement without other decisions; none where nothing is left of it."""
-        found = self.visit(statement)
-        return [] if found is None else [found]
+        remainder = self.visit(statement)
+        return [] if remainder is None else [remainder]
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        return None if self._unwanted(node.value) else self.generic_visit(node)
+        return None if _is_decision(node.value) and node.value not in self.chosen else self.generic_visit(node)
 
     def visit_For(self, node: ast.For) -> ast.AST | None:
         self.generic_visit(node)
@@ -76,9 +76,6 @@ class _Wanted(ast.NodeTransformer):
         self.generic_visit(node)
         node.body = node.body or ([ast.Pass()] if node.orelse else [])
         return node if node.body else None
-
-    def _unwanted(self, node: ast.AST) -> bool:
-        return _is_decision(node) and node not in self.chosen
 
 
 def _is_decision(node: ast.AST) -> bool:
@@ -94,8 +91,8 @@ def _decided(call: ast.AST) -> str | None:
     return None
 
 
-def _texts(node: ast.AST) -> set[str]:
-    return {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+def _says(statement: ast.AST, text: str) -> bool:
+    return any(isinstance(node, ast.Constant) and node.value == text for node in ast.walk(statement))
 
 
 def _calls(statement: ast.stmt, method: str) -> bool:
@@ -116,19 +113,19 @@ def _reads(statement: ast.AST) -> set[str]:
             return _stored(statement.target) | _reads(statement.value) | _reads(statement.target)
         case ast.Name(ctx=ast.Load()):
             return {statement.id}
-    found = set().union(*map(_reads, ast.iter_child_nodes(statement)))
+    names = set().union(*map(_reads, ast.iter_child_nodes(statement)))
     if isinstance(statement, COMPREHENSIONS):
-        return found - set().union(*(_stored(one.target) for one in statement.generators))
+        return names - set().union(*(_stored(generator.target) for generator in statement.generators))
     if isinstance(statement, ast.Lambda):
-        return found - {argument.arg for argument in statement.args.args}
-    return found
+        return names - {argument.arg for argument in statement.args.args}
+    return names
 
 
 def _block_reads(block: Sequence[ast.stmt]) -> set[str]:
-    found: set[str] = set()
+    names: set[str] = set()
     for statement in reversed(block):
-        found = (found - _bound(statement)) | _reads(statement)
-    return found
+        names = (names - _bound(statement)) | _reads(statement)
+    return names
 
 
 def _bound(statement: ast.AST) -> set[str]:
@@ -145,19 +142,19 @@ def _bound(statement: ast.AST) -> set[str]:
 
 def _changed(statement: ast.AST) -> set[str]:
     """Names that a statement binds or whose objects it changes."""
-    found = _bound(statement)
+    names = _bound(statement)
     for node in ast.walk(statement):
         match node:
             case ast.Name(ctx=ast.Store() | ast.Del()):
-                found.add(node.id)
+                names.add(node.id)
             case ast.Subscript(ctx=ast.Store() | ast.Del()) | ast.Attribute(ctx=ast.Store() | ast.Del()):
-                found |= _root(node)
+                names |= _root(node)
             case ast.Call(func=ast.Attribute(attr=name)) if name in MUTATORS:
-                found |= _root(node.func)
+                names |= _root(node.func)
             case ast.Import() | ast.ImportFrom():
-                found |= _bound(node)
+                names |= _bound(node)
     inner = (node for node in ast.walk(statement) if isinstance(node, COMPREHENSIONS))
-    return found - set().union(*(_stored(one.target) for node in inner for one in node.generators))
+    return names - set().union(*(_stored(generator.target) for node in inner for generator in node.generators))
 
 
 def _stored(target: ast.AST) -> set[str]:

@@ -81,7 +81,9 @@ def _attempt(source: Path, parameters: Mapping[str, Any], target: Path, last: bo
             elif not last:
                 return None
             else:
-                reason = first_line(f"the kernel did not start: {_last_line(folder / 'log') or error}")
+                lines = reversed(_tail(folder / "log").split("\n"))
+                last_line = next((line for line in lines if line.strip()), "")
+                reason = first_line(f"the kernel did not start: {last_line or error}")
             _mark_failed(target, reason, _tail(folder / "log"))
         _forget_paths(target, source.name)
         report = folder / "report.json"
@@ -169,8 +171,3 @@ def first_line(text: str) -> str:
 def _tail(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     return "\n".join(lines[-20:])
-
-
-def _last_line(log: Path) -> str:
-    lines = _tail(log).split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "")

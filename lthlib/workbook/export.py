@@ -70,8 +70,9 @@ def measure(
         deployment.save(plain, path)
         sizes = path.stat().st_size, written.stat().st_size
     before, after = {}, {}
+    shape = plain.description["architecture"]["input_shape"]
     for batch in BATCHES:
-        images = _images(plain, batch, device)
+        images = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
         runs: list[tuple[Run, torch.Tensor]] = [(plain.module.to(device), images)]
         if run is not None:
             runs.append((run, images.half() if half else images))
@@ -148,8 +149,3 @@ def _table(before: Measured, after: Measured) -> list[str]:
         new = f"{1e3 * after.seconds[batch]:.3f}" if batch in after.seconds else "not run"
         rows.append((f"ms, batch {batch}", f"{1e3 * seconds:.3f}", new))
     return [f"{name:<14}{dense:>14}{exported:>14}" for name, dense, exported in rows]
-
-
-def _images(deployed: Deployment, batch: int, device: str) -> torch.Tensor:
-    source = torch.Generator().manual_seed(0)
-    return torch.rand(batch, *deployed.description["architecture"]["input_shape"], generator=source).to(device)

@@ -2,6 +2,7 @@
 
 import html
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -59,7 +60,6 @@ def to_html(notebook: NotebookNode, name: str, images: Path) -> str:
 
     A slider cannot work in a static page; the notebooks show a static figure before each.
     """
-    # Each exporter compiles its template anew; one stays for the notebooks that follow in this process.
     page, _ = _exporter().from_notebook_node(_static(notebook), {"metadata": {"name": name, "path": str(images)}})
     return page
 
@@ -122,16 +122,13 @@ class _OfflineExporter(HTMLExporter):
         )
 
 
-_kept: list[_OfflineExporter] = []
-
-
+@cache
 def _exporter() -> _OfflineExporter:
-    if not _kept:
-        exporter = _OfflineExporter(raw_template=_TEMPLATE, embed_images=True)
-        exporter.register_filter("latex2html", latex_html)
-        exporter.log.setLevel("ERROR")  # it warns of every figure without alternative text
-        _kept.append(exporter)
-    return _kept[0]
+    """Each exporter compiles its template anew; one stays for the notebooks that follow in this process."""
+    exporter = _OfflineExporter(raw_template=_TEMPLATE, embed_images=True)
+    exporter.register_filter("latex2html", latex_html)
+    exporter.log.setLevel("ERROR")  # it warns of every figure without alternative text
+    return exporter
 
 
 def _static(notebook: NotebookNode) -> NotebookNode:

@@ -63,9 +63,7 @@ def _settings(run: Path) -> str:
     facts = json.loads((run / manifest.FILE).read_text(encoding="utf-8"))
     hidden = ("out_dir", "data_dir", "profile", "device")
     shown = ", ".join(f"{name} {value}" for name, value in facts["parameters"].items() if name not in hidden)
-    commit = str(facts["code"].get("commit") or "unknown")[:7]
-    where = manifest.computed_on(facts) or "an unknown device"
-    return f"{shown}. Commit {commit}, {facts.get('seconds', 0):.0f} s on {where}."
+    return f"{shown}. Commit {manifest.provenance(facts)}."
 
 
 def _tables(run: Path) -> list[str]:
@@ -105,17 +103,11 @@ def _table(frame: Any, table: Mapping[str, Any]) -> list[str]:
 
 def _verdicts(run: Path) -> list[str]:
     records = json.loads((run / "claims.json").read_text(encoding="utf-8"))
-    rows = [
-        [
-            f"{claim['id']}: {claim['claim']}",
-            claim["verdict"],
-            short_number(claim["estimate"]),
-            " to ".join(map(short_number, claim["ci"])),
-            short_number(claim["margin"]),
-            str(claim["n"]),
-        ]
-        for claim in records
-    ]
+    rows = []
+    for claim in records:
+        interval = " to ".join(map(short_number, claim["ci"]))
+        numbers = [short_number(claim["estimate"]), interval, short_number(claim["margin"]), str(claim["n"])]
+        rows.append([f"{claim['id']}: {claim['claim']}", claim["verdict"], *numbers])
     return ["", *markdown_table(["claim", "verdict", "estimate", "95 % interval", "margin", "n"], rows)]
 
 

@@ -22,6 +22,7 @@ BEGIN, END = "<!-- ledger:begin -->", "<!-- ledger:end -->"
 OUTCOMES_BEGIN, OUTCOMES_END = "<!-- notebooks:begin -->", "<!-- notebooks:end -->"
 # Profiles of minutes and seconds: the pages show them only where a notebook has nothing larger.
 CHEAP = ("quick", "smoke")
+_HEAD = ["id", "claim", "source", "estimate [95 % interval]", "n", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,12 @@ class Run:
 
     def claim_anchor(self, claim_id: str) -> str:
         """The place of one of its claims on the page."""
-        return slug(f"{self.profile}-{self.notebook}-{claim_id}")
+        return slug(f"{self.anchor}-{claim_id}")
+
+    @property
+    def datasets(self) -> str:
+        """The data sets of its claims, each once."""
+        return ", ".join(dict.fromkeys(claim["dataset"] for claim in self.claims))
 
     @property
     def command(self) -> str:
@@ -57,7 +63,9 @@ class Run:
         words = ["./run_all.sh", "run", self.notebook, "--profile", str(self.facts.get("profile") or "quick")]
         for name, value in self.facts.get("parameters", {}).items():
             if name != "profile":
-                words += ["--set", f"{name}={_setting(value)}"]
+                # Text as it is, all else as JSON, which is YAML too.
+                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                words += ["--set", f"{name}={text}"]
         return shlex.join(words)
 
     def reproduce(self, claim_id: str) -> str:
@@ -99,14 +107,12 @@ def ledger_block(runs: Sequence[Run]) -> str:
     lines = [BEGIN, "", *markdown_table(["notebook, profile", *VERDICTS], counts), ""]
     for run in shown:
         lines += [
-            f"<details><summary>{run.notebook}, {run.profile}: {len(run.claims)} claims on {_datasets(run)}</summary>",
+            f"<details><summary>{run.notebook}, {run.profile}: {len(run.claims)} claims on "
+            f"{plain(run.datasets)}</summary>",
             "",
             f"`./run_all.sh reproduce ID --profile {run.profile}` makes one again.",
             "",
-            *markdown_table(
-                ["id", "claim", "source", "estimate [95 % interval]", "n", "verdict"],
-                [_row(run, claim) for claim in run.claims],
-            ),
+            *markdown_table(_HEAD, [_row(run, claim) for claim in run.claims]),
             "",
             "</details>",
             "",
@@ -163,29 +169,13 @@ def _outcome(runs: Sequence[Run], claim_id: str) -> str:
 
 
 def _row(run: Run, claim: dict[str, Any]) -> list[str]:
-    low, high = map(short_number, claim["ci"])
-    estimate = f"{short_number(claim['estimate'])} [{low}, {high}]"
-    return [
-        _link(run, claim, "index.html"),
-        plain(claim["claim"]),
-        plain(claim["source"]),
-        estimate,
-        str(claim["n"]),
-        claim["verdict"],
-    ]
+    estimate, low, high = map(short_number, (claim["estimate"], *claim["ci"]))
+    said = [_link(run, claim, "index.html"), plain(claim["claim"]), plain(claim["source"])]
+    return [*said, f"{estimate} [{low}, {high}]", str(claim["n"]), claim["verdict"]]
 
 
 def _link(run: Run, claim: dict[str, Any], page: str) -> str:
     return f"[{plain(claim['id'])}]({page}#{run.claim_anchor(claim['id'])})"
-
-
-def _datasets(run: Run) -> str:
-    return plain(", ".join(dict.fromkeys(claim["dataset"] for claim in run.claims)))
-
-
-def _setting(value: Any) -> str:
-    """A value as `--set` takes it: text as it is, all else as JSON, which is YAML too."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 # Filters are radio buttons that the style sheet asks for; a browser without `:has` shows everything.
@@ -306,10 +296,6 @@ def ledger_page(runs: Sequence[Run], out: Path) -> str:
 
 
 def _shown(run: Run, out: Path) -> dict[str, Any]:
-    facts = run.facts
-    commit = str(facts.get("code", {}).get("commit") or "unknown")[:7]
-    where = manifest.computed_on(facts) or "an unknown device"
-
     def links(*names: str) -> list[dict[str, str]]:
         paths = [path for name in names for path in sorted(run.folder.glob(name))]
         return [{"name": path.name, "link": quote(path.relative_to(out).as_posix())} for path in paths]
@@ -318,9 +304,9 @@ def _shown(run: Run, out: Path) -> dict[str, Any]:
         "anchor": run.anchor,
         "notebook": run.notebook,
         "profile": run.profile,
-        "title": facts.get("title", run.notebook),
-        "made": f"commit {commit}, {facts.get('seconds', 0):.0f} s on {where}",
-        "datasets": ", ".join(dict.fromkeys(claim["dataset"] for claim in run.claims)),
+        "title": run.facts.get("title", run.notebook),
+        "made": f"commit {manifest.provenance(run.facts)}",
+        "datasets": run.datasets,
         "counts": verdict_counts([run]),
         "command": run.command,
         "files": {"Data": links("*.parquet", "*.json"), "Figures": links("*.png")},

@@ -81,10 +81,16 @@ def computed_on(facts: Mapping[str, Any]) -> str:
     return ", ".join(str(part) for part in parts if part) if parts[0] else ""
 
 
+def provenance(facts: Mapping[str, Any]) -> str:
+    """The commit that a run was made from, its seconds, and what it was computed on: words to follow "commit"."""
+    commit = str(facts.get("code", {}).get("commit") or "unknown")[:7]
+    return f"{commit}, {facts.get('seconds', 0):.0f} s on {computed_on(facts) or 'an unknown device'}"
+
+
 def portable(value: Any) -> Any:
     """A parameter as the manifest shows it: of an absolute path (also after `folder:`) only the last part."""
     if isinstance(value, list):
-        return [portable(item) for item in value]
+        return list(map(portable, value))
     if isinstance(value, dict):
         return {name: portable(item) for name, item in value.items()}
     if isinstance(value, str):
@@ -124,9 +130,12 @@ def parse(content: bytes) -> dict[str, Any] | None:
 def finished(folder: Path, wanted: str) -> dict[str, Any] | None:
     """The folder's manifest if the run with key `wanted` finished there and every file is still what it was."""
     facts = read(folder)
-    if facts is None or facts["status"] != "finished" or facts.get("key") != wanted:
-        return None
-    return facts if whole(folder, facts) else None
+    return facts if facts is not None and says_finished(facts, wanted) and whole(folder, facts) else None
+
+
+def says_finished(facts: Mapping[str, Any], wanted: str) -> bool:
+    """Whether these are a manifest's facts of a finished run with key `wanted`."""
+    return facts["status"] == "finished" and facts.get("key") == wanted
 
 
 def whole(folder: Path, facts: Mapping[str, Any]) -> bool:

@@ -72,7 +72,11 @@ class Parameter:
 
     def check(self, value: object) -> Any:
         """`value` as this parameter takes it (an int given for a float becomes one); InputError if it does not fit."""
-        converted = self._convert(value)
+        try:
+            converted = _convert(value, self.kind)
+        except (TypeError, OverflowError, RecursionError) as error:
+            valid = f"valid: {self.kind}, such as {_short(self.default)}"
+            raise InputError(f"{self.name}: {_short(value)} is {error} ({valid})") from error
         for item in _scalars(converted):
             if self.limits and item is not None and not self.limits.allow(item):
                 raise InputError(f"{self.name}: {_short(item)} is out of range (valid: {self.limits.text})")
@@ -87,14 +91,6 @@ class Parameter:
         except InputError as error:
             raise InputError(f"{self.name}: {_short(text)} is {error} (valid: {self.kind})") from error
         return self.check(value)
-
-    def _convert(self, value: object) -> Any:
-        try:
-            return _convert(value, self.kind)
-        except (TypeError, OverflowError, RecursionError) as error:
-            raise InputError(
-                f"{self.name}: {_short(value)} is {error} (valid: {self.kind}, such as {_short(self.default)})"
-            ) from error
 
 
 def read_cell(source: str, where: str) -> dict[str, Parameter]:
@@ -142,10 +138,8 @@ def _parameter(name: str, statement: ast.AnnAssign, comment: str, here: str) -> 
     try:
         kind = _kind(statement.annotation)
     except TypeError as error:
-        raise InputError(
-            f"{here}: {name} has the type {error}"
-            f" (valid: {', '.join(SCALARS)}, list, dict, list[T], dict[str, T], each with `| None`)"
-        ) from error
+        types = f"{', '.join(SCALARS)}, list, dict, list[T], dict[str, T], each with `| None`"
+        raise InputError(f"{here}: {name} has the type {error} (valid: {types})") from error
     try:
         default = ast.literal_eval(statement.value) if statement.value else None
     except ValueError as error:

@@ -55,15 +55,9 @@ def full_block(record: Mapping[str, Any]) -> str:
     """The table in Markdown: the machine, how many goals are met, then a folded table a script."""
     parts = record["parts"]
     days = sorted({part["date"][:10] for part in parts.values()})
-    lines = [
-        BEGIN,
-        "",
-        f"{_machine(record)}; {' and '.join(dict.fromkeys((days[0], days[-1])))}. "
-        "Limits were measured in the same run.",
-        "",
-        *markdown_table(["part", "figures", "goals met", "goals missed"], [_count(part) for part in parts.values()]),
-        "",
-    ]
+    dates = " and ".join(dict.fromkeys((days[0], days[-1])))
+    table = markdown_table(["part", "figures", "goals met", "goals missed"], list(map(_count, parts.values())))
+    lines = [BEGIN, "", f"{_machine(record)}; {dates}. Limits were measured in the same run.", "", *table, ""]
     for part in parts.values():
         lines += [f"<details><summary>{plain(part['title'])}</summary>", "", *_body(part), "", "</details>", ""]
     return "\n".join([*lines, END])

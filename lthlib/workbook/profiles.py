@@ -1,4 +1,6 @@
-"""Profiles: named sets of parameters in YAML, laid over the notebooks' defaults; `--set` is laid over both.
+"""From a profile to tasks: parameters in YAML, laid over the notebooks' defaults; `--set` is laid over both.
+
+Every name and value is checked, nothing is run.
 
 A profile has up to two keys. `common` holds parameters for every notebook that has them; `notebooks` holds those of
 one notebook each, and wins:
@@ -8,6 +10,7 @@ one notebook each, and wins:
       01_generalized_basis: {levels: 12}
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from lthlib.errors import InputError, unknown
-from lthlib.workbook.notebooks import Notebook
+from lthlib.store import notebooks_folder, project_root
+from lthlib.workbook import manifest
+from lthlib.workbook.notebooks import Notebook, catalogue, find, read
 from lthlib.workbook.parameters import RESERVED, check_all
 from lthlib.workbook.plain_yaml import read_yaml_file
+from lthlib.workbook.run import Task
 
 
 @dataclass(frozen=True)
@@ -76,26 +82,13 @@ def resolve(
     for name in profile.notebooks:
         if name not in everyone:
             problems.append(f"profile {profile.name}: {unknown('notebook', name, everyone)}")
-    for name in {
-        *profile.common,
-        *(name for values in profile.notebooks.values() for name in values),
-    } & RESERVED.keys():
+    for name in RESERVED.keys() & set().union(profile.common, *profile.notebooks.values()):
         problems.append(f"profile {profile.name}: {name} is filled by the runner (use {RESERVED[name]})")
     for notebook in everyone.values():
         common = {name: value for name, value in profile.common.items() if name in notebook.parameters}
         values = {**common, **profile.notebooks.get(notebook.name, {})}
         with _collecting(problems, f"profile {profile.name}, {notebook.name}: "):
             resolved[notebook.name] = check_all(notebook.parameters, values)
-    _apply(settings, selected, resolved, problems)
-    if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
-    return {notebook.name: resolved[notebook.name] for notebook in selected}
-
-
-def _apply(
-    settings: Sequence[str], selected: Sequence[Notebook], resolved: dict[str, dict[str, Any]], problems: list[str]
-) -> None:
-    """Lays `settings` over `resolved`, and adds a line to `problems` for each that fits no selected notebook."""
     for setting in settings:
         name, equals, text = setting.partition("=")
         name = name.strip()
@@ -110,6 +103,9 @@ def _apply(
         for notebook in takers if equals and name not in RESERVED else ():
             with _collecting(problems, f"{notebook.name}: "):
                 resolved.setdefault(notebook.name, {})[name] = notebook.parameters[name].read(text)
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
+    return {notebook.name: resolved[notebook.name] for notebook in selected}
 
 
 @contextmanager
@@ -126,3 +122,47 @@ def _mapping(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise InputError(f"profile {where}: expected a mapping of names to values, got {ascii(value)[:60]}")
     return value
+
+
+def plan(
+    selection: Sequence[str], profile: str, settings: Sequence[str], out: str, folder: Path | None = None
+) -> list[Task]:
+    """The tasks for the selected notebooks (all of `folder` if none), with results under `out`/<profile>/.
+
+    `profile` is a name or a file, `settings` are texts `name=value`. Raises InputError with a line for each mistake.
+    """
+    folder = folder or notebooks_folder()
+    paths = catalogue(folder)
+    selected = [read(path) for path in find(selection, paths)]
+    chosen = read_profile(profile, folder / "profiles")
+    known = []
+    for name, path in paths.items():
+        if not any(notebook.path == path for notebook in selected):
+            try:
+                known.append(read(path))
+            except InputError:
+                # A notebook in the making stops nobody, unless the profile speaks of it.
+                if name in chosen.notebooks:
+                    raise
+    values = resolve(chosen, settings, selected, known)
+    tasks = []
+    for notebook in selected:
+        out_dir = Path(out, chosen.name, notebook.name).as_posix()
+        filled = {"profile": chosen.name, "out_dir": out_dir}
+        fitting = {name: value for name, value in filled.items() if name in notebook.parameters}
+        tasks.append(Task(notebook.path, {**values[notebook.name], **fitting}, out_dir))
+    return tasks
+
+
+def longest_first(tasks: Sequence[Task], kept: Path | None = None) -> list[Task]:
+    """The tasks in the order for several at a time: long ones first, so that none is left alone at the end.
+
+    How long a notebook takes is read from the run of it that is `kept` with the quick profile (default: the project's
+    own, results/reference/quick); notebooks without one count as longest.
+    """
+    kept = kept or project_root() / "results/reference/quick"
+
+    def seconds(task: Task) -> float:
+        return float((manifest.read(kept / task.name) or {}).get("seconds", math.inf))
+
+    return sorted(tasks, key=seconds, reverse=True)

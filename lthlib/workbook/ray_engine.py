@@ -84,14 +84,13 @@ def _events(
 ) -> Generator[tuple[Task, Outcome | None], None, None]:
     from ray.exceptions import RayError
 
-    options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
-    remote = ray.remote(**options)(_on_a_node)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_on_a_node)
     waiting = {remote.remote(str(Path.cwd()), task, force, cpus): task for task in tasks}
     unseen = {task.out_dir: task for task in tasks}
     try:
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=POLL)
-            for task in [task for task in unseen.values() if _executing(task)]:
+            for task in [task for task in unseen.values() if (task.folder / PARTIAL.format(task.name)).exists()]:
                 del unseen[task.out_dir]
                 yield task, None
             for reference in ready:
@@ -105,10 +104,6 @@ def _events(
     finally:
         for reference in waiting:
             ray.cancel(reference, force=True)
-
-
-def _executing(task: Task) -> bool:
-    return (task.folder / PARTIAL.format(task.name)).exists()
 
 
 def _on_a_node(here: str, task: Task, force: bool, cpus: float) -> Outcome:

@@ -122,4 +122,4 @@ def _finished(files: Any, root: str, wanted: str) -> dict[str, Any] | None:
         facts = manifest.parse(files.cat_file(f"{root}/{manifest.FILE}"))
     except FileNotFoundError:
         return None
-    return facts if facts is not None and facts["status"] == "finished" and facts.get("key") == wanted else None
+    return facts if facts is not None and manifest.says_finished(facts, wanted) else None

@@ -95,7 +95,7 @@ def write_index(folder: Path) -> Path:
     if not runs:
         raise InputError(f"{str(folder)!r} holds no results (make some with `lth run`)")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = _number
+    environment.filters["number"] = lambda value: "" if value is None else f"{value:.4g}"
     page = environment.from_string(_PAGE).render(
         profile=folder.name, runs=runs, claims=[claim for run in runs for claim in run["claims"]]
     )
@@ -138,30 +138,21 @@ def profile_folders(out: Path) -> list[Path]:
 
 def run_folders(folder: Path) -> list[Path]:
     """The folders in `folder` that a notebook was run in, finished or not."""
-    return [
-        path for path in sorted(folder.glob("*")) if path.is_dir() and not path.name.startswith(".") and _traces(path)
-    ]
-
-
-def _traces(folder: Path) -> bool:
-    return (
-        (folder / manifest.FILE).exists()
-        or any(folder.glob("*.ipynb"))
-        or any(folder.glob(manifest.PARTIAL.format("*")))
-    )
+    traces = (manifest.FILE, "*.ipynb", manifest.PARTIAL.format("*"))
+    folders = [path for path in sorted(folder.glob("[!.]*")) if path.is_dir()]
+    return [path for path in folders if any(any(path.glob(trace)) for trace in traces)]
 
 
 def _run(folder: Path) -> dict[str, Any]:
     facts = manifest.read(folder) or {}
     claims, unreadable = _claims(folder)
     memory = facts.get("peak_memory_bytes")
-    status = str(facts.get("status", "unfinished"))
-    pngs = sorted(folder.glob("*.png"))
+    vectors = {png: png.with_suffix(".svg") for png in sorted(folder.glob("*.png"))}
     page = folder / f"{folder.name}.html"
     return {
         "name": folder.name,
         "title": facts.get("title", folder.name),
-        "status": status,
+        "status": str(facts.get("status", "unfinished")),
         "reason": facts.get("reason", "") or unreadable,
         "seconds": f"{facts['seconds']:.1f}" if isinstance(facts.get("seconds"), int | float) else "",
         "memory": f"{memory / 2**20:.0f} MiB" if isinstance(memory, int | float) else "",
@@ -175,7 +166,10 @@ def _run(folder: Path) -> dict[str, Any]:
             for path in sorted(folder.iterdir())
             if path.suffix in (".ipynb", ".json", ".parquet") and not path.name.startswith(".")
         ],
-        "figures": [{"name": path.stem, "image": _link(path), "full": _link(_vector(path))} for path in pngs],
+        "figures": [
+            {"name": png.stem, "image": _link(png), "full": _link(svg if svg.exists() else png)}
+            for png, svg in vectors.items()
+        ],
     }
 
 
@@ -190,14 +184,5 @@ def _claims(folder: Path) -> tuple[list[dict[str, Any]], str]:
         return [], str(error)
 
 
-def _vector(png: Path) -> Path:
-    svg = png.with_suffix(".svg")
-    return svg if svg.exists() else png
-
-
 def _link(path: Path) -> str:
     return f"{quote(path.parent.name)}/{quote(path.name)}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

@@ -129,7 +129,10 @@ def reproduce(run: Run, claim_id: str, settings: Sequence[str], out: str, *, who
     lock = Store(project_path(out_dir).parent).locked(Path(out_dir).name + "-reproduce")
     with lock, _threads(run.facts.get("threads")):
         if whole:
-            usage = _run_whole(notebook, values, out_dir)
+            outcome = run_notebook(notebook.path, values, out_dir)
+            if outcome.status == "failed":
+                raise RuntimeError(outcome.reason)
+            usage: Mapping[str, Any] = manifest.read(project_path(out_dir)) or {}
         else:
             usage = _run_excerpt(notebook, {**values, "out_dir": out_dir}, run, claim_id)
         records = read_claims(project_path(out_dir))
@@ -188,13 +191,6 @@ def _threads(count: int | None) -> Iterator[None]:
     finally:
         for name in names:
             del os.environ[name]
-
-
-def _run_whole(notebook: Notebook, values: Mapping[str, Any], out_dir: str) -> Mapping[str, Any]:
-    outcome = run_notebook(notebook.path, values, out_dir)
-    if outcome.status == "failed":
-        raise RuntimeError(outcome.reason)
-    return manifest.read(project_path(out_dir)) or {}
 
 
 def _run_excerpt(notebook: Notebook, values: Mapping[str, Any], run: Run, claim_id: str) -> Mapping[str, Any]:

@@ -239,9 +239,8 @@ def writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(
-            f"cannot write {str(folder)!r}: {error.strerror or error} (choose a writable folder)"
-        ) from error
+        reason = error.strerror or error
+        raise InputError(f"cannot write {str(folder)!r}: {reason} (choose a writable folder)") from error
 
 
 def run_task(task: Task, force: bool = False, patient: bool = True) -> Outcome:
@@ -272,7 +271,6 @@ def _run(notebook: Notebook, values: dict[str, Any], folder: Path, wanted: str) 
     write_html(folder / f"{notebook.name}.html", folder / f"{notebook.name}.ipynb", images=notebook.path.parent)
     reason, verdicts = (execution.reason, {}) if execution.reason else _judge(folder)
     outcome = Outcome(notebook.name, "failed" if reason else "done", perf_counter() - start, reason, verdicts)
-    usage = {"device": None, "peak_memory_bytes": None, **execution.usage}
     facts = {
         "notebook": notebook.name,
         "title": notebook.title,
@@ -284,7 +282,7 @@ def _run(notebook: Notebook, values: dict[str, Any], folder: Path, wanted: str) 
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(outcome.seconds, 2),
         "verdicts": verdicts,
-        **usage,
+        **{"device": None, "peak_memory_bytes": None, **execution.usage},
         "code": {**manifest.git_state(), "library": manifest.library_digest(), "notebook": notebook.digest},
         "versions": manifest.versions(),
     }

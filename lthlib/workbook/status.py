@@ -67,31 +67,27 @@ def _state(path: Path, folder: Path) -> State:
     facts = manifest.read(path)
     if facts is None:
         return State(name, "running") if running(path) else State(name, "left", "begun" if path.is_dir() else "")
-    seconds = facts.get("seconds")
-    took = f"{seconds:.0f} s" if isinstance(seconds, int | float) else ""
     if facts["status"] != "finished":
         return State(name, "failed", str(facts.get("reason", "")))
     if wrong := manifest.fault(path, facts):
         return State(name, "left", f"{wrong}: the next run makes it anew")
-    verdicts = facts.get("verdicts")
-    said = [f"{count} {verdict}" for verdict, count in verdicts.items()] if isinstance(verdicts, dict) else []
+    seconds, verdicts = facts.get("seconds"), facts.get("verdicts")
+    said = [f"{seconds:.0f} s"] if isinstance(seconds, int | float) else []
+    said += [f"{count} {verdict}" for verdict, count in verdicts.items()] if isinstance(verdicts, dict) else []
     if "seal" not in facts:
         said.append("of an earlier version: its manifest has no checksum of its own")
-    return State(name, "done", ", ".join([*([took] if took else []), *said]))
+    return State(name, "done", ", ".join(said))
 
 
 def running(folder: Path) -> bool:
     """Whether a process, here or on another node that honours the lock, has a run into `folder` under way."""
-    path = lock_path(folder)
-    if not path.exists():
-        return False
     try:
-        FileLock(path).acquire(timeout=0).lock.release()
+        if lock_path(folder).exists():
+            FileLock(lock_path(folder)).acquire(timeout=0).lock.release()
     except Timeout:
         return True
-    except OSError:
-        # A folder that may only be read: nothing runs there by this user.
-        return False
+    except OSError:  # a folder that may only be read: nothing runs there by this user
+        pass
     return False
 
 
@@ -125,11 +121,11 @@ class Board:
         parts = [f"{self.count('done', 'skipped')} done", f"{len(self.begun)} running"]
         return ", ".join([*parts, f"{self.count('failed')} failed", f"{left} left", f"of {self.total}"])
 
-    def __rich__(self) -> "Table":
-        from rich.table import Table
-
+    def __rich__(self) -> Table:
         now = monotonic()
-        title = f"{self.summary()}; {_clock(now - self.start)}{self._remaining(now)}"
+        fresh, unended = self.count("done", "failed"), self.total - len(self.ended)
+        rest = f", about {_clock((now - self.start) / fresh * unended)} left" if fresh and unended else ""
+        title = f"{self.summary()}; {_clock(now - self.start)}{rest}"
         table = Table("run", "status", "seconds", "why", title=title, title_justify="left")
         table.columns[2].justify = "right"
         rows = [(name, "running", now - since, "") for name, since in list(self.begun.items())[:SHOWN]]
@@ -143,11 +139,6 @@ class Board:
             table.add_row(Text(name), status, f"{seconds:.0f}", Text(reason))
         return table
 
-    def _remaining(self, now: float) -> str:
-        fresh = self.count("done", "failed")
-        open_ = self.total - len(self.ended)
-        return f", about {_clock((now - self.start) / fresh * open_)} left" if fresh and open_ else ""
-
 
 def watch(
     events: Generator[tuple[Task, Outcome | None], None, None], board: Board, names: Mapping[str, str]
@@ -156,7 +147,6 @@ def watch(
 
     `names` are what runs are called, by their `out_dir`. Ctrl-C, too, closes `events`, which ends what runs.
     """
-
     console = Console(stderr=True)
     live = Live(board, console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
     try:

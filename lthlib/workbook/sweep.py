@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lthlib.errors import InputError, unknown
-from lthlib.store import key, project_path, write_atomically, write_json
+from lthlib.store import key, write_atomically, write_json
 from lthlib.workbook import manifest, remote
 from lthlib.workbook.notebooks import read
 from lthlib.workbook.parameters import RESERVED, Parameter
 from lthlib.workbook.plain_yaml import read_yaml_file
-from lthlib.workbook.plan import plan
+from lthlib.workbook.profiles import plan
 from lthlib.workbook.run import Task, bring
 
 if TYPE_CHECKING:
@@ -81,29 +81,28 @@ def grid_from(content: object, name: str) -> Grid:
     for key_ in content:
         if key_ not in KEYS:
             raise InputError(f"{where}: {unknown('key', key_, KEYS)}")
-    notebooks = content.get("notebooks")
-    if not isinstance(notebooks, list) or not notebooks or not all(isinstance(item, str | int) for item in notebooks):
-        raise InputError(
-            f"{where}: notebooks: {ascii(notebooks)[:60]} is no list of notebooks (valid: such as [00, 01])"
-        )
-    profile = content.get("profile", "quick")
-    if not isinstance(profile, str):
-        raise InputError(f"{where}: profile: {ascii(profile)[:60]} is no name (valid: such as quick, or FILE.yaml)")
-    values = content.get("set")
+
+    def expect(well: bool, name: str, value: object, kind: str) -> None:
+        if not well:
+            raise InputError(f"{where}: {name}: {ascii(value)[:60]} is no {kind}")
+
+    notebooks: Any = content.get("notebooks")
+    profile, values = content.get("profile", "quick"), content.get("set")
+    named = isinstance(notebooks, list) and notebooks and all(isinstance(item, str | int) for item in notebooks)
+    expect(bool(named), "notebooks", notebooks, "list of notebooks (valid: such as [00, 01])")
+    expect(isinstance(profile, str), "profile", profile, "name (valid: such as quick, or FILE.yaml)")
     values = {} if values is None else values
-    if not isinstance(values, dict) or not all(isinstance(parameter, str) for parameter in values):
-        raise InputError(f"{where}: set: {ascii(values)[:60]} is no mapping of names to lists of values")
+    mapping = isinstance(values, dict) and all(isinstance(parameter, str) for parameter in values)
+    expect(mapping, "set", values, "mapping of names to lists of values")
     if "seeds" in content:
         if "seeds" in values:
             raise InputError(f"{where}: seeds are given twice (valid: as a key, or in set)")
         seeds = content["seeds"]
         values = {**values, "seeds": seeds if isinstance(seeds, list) else [seeds]}
     for parameter, tried in values.items():
-        if not isinstance(tried, list) or not tried:
-            raise InputError(
-                f"{where}: set: {parameter}: {ascii(tried)[:60]} is no list of values (valid: such as [1, 2])"
-            )
-    return Grid(name, tuple(str(notebook) for notebook in notebooks), profile, values)
+        listed = isinstance(tried, list) and bool(tried)
+        expect(listed, f"set: {parameter}", tried, "list of values (valid: such as [1, 2])")
+    return Grid(name, tuple(map(str, notebooks)), profile, values)
 
 
 def runs(grid: Grid, out: str, folder: Path | None = None, shared: str = "") -> list[PlannedRun]:
@@ -165,12 +164,7 @@ def point_name(values: Mapping[str, Any]) -> str:
     if not values:
         return "all"
     text = ",".join(f"{name}={_plain(value)}" for name, value in values.items())
-    if (
-        all(_is_plain(value) for value in values.values())
-        and text.isascii()
-        and text == text.lower()
-        and len(text) <= LONGEST
-    ):
+    if all(map(_is_plain, values.values())) and text.isascii() and text == text.lower() and len(text) <= LONGEST:
         return text
     safe = re.sub(r"[^\w.,=+-]+", "-", text, flags=re.ASCII)[: LONGEST - 17]
     return f"{safe}-{key(values)}"
@@ -196,10 +190,8 @@ def write_plan(folder: Path, planned: Sequence[PlannedRun], shared: str = "") ->
 
     It is sent to `shared`, the sweep's address, too.
     """
-    record = [
-        {"point": run.point, "notebook": run.task.name, "values": manifest.portable(run.values)} for run in planned
-    ]
-    write_json(folder / PLAN, {"runs": record})
+    runs = [{"point": run.point, "notebook": run.task.name, "values": manifest.portable(run.values)} for run in planned]
+    write_json(folder / PLAN, {"runs": runs})
     if shared:
         remote.send_file(folder / PLAN, shared)
 
@@ -230,11 +222,10 @@ def write_table(folder: Path, planned: Sequence[PlannedRun]) -> Path | None:
     tables = [_rows(run, names) for run in planned if _finished(run.task.folder)]
     if not tables:
         return None
+    table = pa.Table.from_pandas(pd.concat(tables, ignore_index=True), preserve_index=False)
     # The pandas metadata names library versions.
-    table = pa.Table.from_pandas(pd.concat(tables, ignore_index=True), preserve_index=False).replace_schema_metadata(
-        None
-    )
-    write_atomically(folder / TABLE, partial(pq.write_table, table, compression="zstd"))
+    plain = table.replace_schema_metadata(None)
+    write_atomically(folder / TABLE, partial(pq.write_table, plain, compression="zstd"))
     return folder / TABLE
 
 
@@ -248,16 +239,18 @@ def _rows(run: PlannedRun, names: Sequence[str]) -> "pd.DataFrame":
 
     # The folder is this machine's affair; the point says the same.
     rows = read_metrics(run.task.folder).drop(columns="folder")
-    said = {"point": run.point, "profile": run.task.parameters.get("profile", ""), "notebook": run.task.name}
-    chosen = {f"set_{name}": _cell(run.values.get(name)) for name in names}
-    rows = rows.drop(columns=[name for name in (*said, *chosen) if name in rows.columns])
-    for place, (name, value) in enumerate({**said, **chosen}.items()):
+    said: dict[str, Any] = {
+        "point": run.point,
+        "profile": run.task.parameters.get("profile", ""),
+        "notebook": run.task.name,
+    }
+    for name in names:
+        value = run.values.get(name)
+        said[f"set_{name}"] = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+    rows = rows.drop(columns=list(said), errors="ignore")
+    for place, (name, value) in enumerate(said.items()):
         rows.insert(place, name, value)
     return rows
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 def close(folder: Path, planned: Sequence[PlannedRun], shared: str = "") -> Path | None:
@@ -277,13 +270,3 @@ def close(folder: Path, planned: Sequence[PlannedRun], shared: str = "") -> Path
     if table and shared:
         remote.send_file(table, shared)
     return table
-
-
-def folder_of(grid: Grid, out: str) -> Path:
-    """The folder of a grid's results."""
-    return project_path(Path(out, grid.name))
-
-
-def address_of(grid: Grid, share: str) -> str:
-    """The address of a grid's results below the address `share`; nothing where that is nothing."""
-    return f"{share.rstrip('/')}/{grid.name}" if share else ""

@@ -80,7 +80,12 @@ class _Worker:
         self.busy = index
         for _ in range(2):
             if self.process is None:
-                self._start()
+                context = get_context("spawn")
+                self.connection, theirs = context.Pipe()
+                self.process = context.Process(target=_serve, args=(theirs, self.work, self.environment))
+                self.process.start()
+                # Only the worker holds its end now: its death closes it.
+                theirs.close()
             try:
                 self.connection.send(item)
                 return
@@ -108,14 +113,6 @@ class _Worker:
             self.process.close()
             self.connection.close()
             self.process = None
-
-    def _start(self) -> None:
-        context = get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.work, self.environment))
-        self.process.start()
-        # Only the worker holds its end now: its death closes it.
-        theirs.close()
 
 
 def ending(code: int | None) -> str:

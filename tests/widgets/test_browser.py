@@ -52,7 +52,7 @@ from lthlib.widgets import (
     UniversalExplorer,
 )
 from lthlib.workbook.notebooks import tags
-from lthlib.workbook.plan import plan
+from lthlib.workbook.profiles import plan
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # One notebook whole at every commit, all of them at night.

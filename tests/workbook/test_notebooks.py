@@ -10,7 +10,7 @@ from smoke import smoke_pass
 
 from lthlib.workbook.html import markdown_html
 from lthlib.workbook.notebooks import read, source, tags
-from lthlib.workbook.plan import plan
+from lthlib.workbook.profiles import plan
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

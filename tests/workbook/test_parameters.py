@@ -13,7 +13,7 @@ from lthlib.workbook import profiles
 from lthlib.workbook.notebooks import read
 from lthlib.workbook.parameters import Parameter, check_all, read_cell
 from lthlib.workbook.plain_yaml import read_yaml
-from lthlib.workbook.plan import longest_first, plan
+from lthlib.workbook.profiles import longest_first, plan
 from lthlib.workbook.run import Task
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "notebooks"
