@@ -22,7 +22,7 @@ from lthlib.randomness import generator
 from lthlib.theory.arrays import Array
 from lthlib.theory.strong.layers import Account, SourceLayer, activated, single, two_layer
 from lthlib.theory.strong.search import SubsetSearch, draw_weights
-from lthlib.theory.strong.sources import LEAK, Affine, Node, Residual, affines, read, run, source, walk
+from lthlib.theory.strong.sources import LEAK, Affine, Node, Residual, affines, flattened, read, run, source
 from lthlib.ticket import Ticket
 
 KINDS = ("two-layer", "depth-plus-one")
@@ -86,7 +86,7 @@ class Construction:
         if self.kind != "two-layer":
             raise InputError(f"effective weights of a {self.kind!r} ticket: each copy of a neuron has its own")
         state, names = self.ticket.state(), list(self.ticket.masks)
-        leak = LEAK if "leaky" in walk(self.nodes) else 0.0
+        leak = LEAK if "leaky" in flattened(self.nodes) else 0.0
         layers = {}
         for affine, inner, outer in zip(affines(self.nodes), names[::2], names[1::2], strict=True):
             constants = state[inner.removesuffix("weight") + "bias"].double()
@@ -172,7 +172,7 @@ def construct(
 def _two_layers(
     nodes: tuple[Node, ...], search: SubsetSearch, eps: list[float], seed: int, signed_inputs: bool
 ) -> tuple[list[SourceLayer], str, list[Account]]:
-    activation = "leaky" if "leaky" in walk(nodes) else "relu"
+    activation = "leaky" if "leaky" in flattened(nodes) else "relu"
     tolerances = iter(eps)
     parts: list[SourceLayer] = []
     accounts: list[Account] = []

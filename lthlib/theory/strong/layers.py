@@ -287,7 +287,7 @@ def single(
     wanted = goals[tuple(where.T)]
     errors = np.abs(_choose(outer, mask, columns, gains, wanted, where, search, account, search.round_small))
     account.judge(errors, mask)
-    used = mask.any(axis=(0, 2)).reshape(-1, positions).any(axis=1)
+    used = np.asarray(mask.any(axis=(0, 2)).reshape(-1, positions).any(axis=1))
     shape = (total, fan_in, *affine.weight.shape[2:])
     biases = draw_weights(search.law, (total,), generator(*purpose, "outer bias"))
     layer = SourceLayer(outer.reshape(shape), mask.reshape(shape), biases, np.zeros(total, bool))

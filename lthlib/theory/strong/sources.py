@@ -98,17 +98,17 @@ def run(
     return x
 
 
-def walk(nodes: Sequence[Node]) -> Iterator[Node]:
+def flattened(nodes: Sequence[Node]) -> Iterator[Node]:
     """All nodes; after a residual block those of its body and of its shortcut: the order of a source's tensors."""
     for node in nodes:
         yield node
         if isinstance(node, Residual):
-            yield from walk(node.body + node.shortcut)
+            yield from flattened(node.body + node.shortcut)
 
 
 def affines(nodes: Sequence[Node]) -> Iterator[Affine]:
-    """The layers with weights, in the order of `walk`."""
-    return (node for node in walk(nodes) if isinstance(node, Affine))
+    """The layers with weights, in the order of `flattened`."""
+    return (node for node in flattened(nodes) if isinstance(node, Affine))
 
 
 # --- targets ---
