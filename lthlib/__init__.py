@@ -6,10 +6,7 @@ its home in one room, from which it is imported when it is first asked for; `lth
 """
 
 import os
-from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 # MKL reads it once, at its first product; see lthlib.rounding.
@@ -110,20 +107,9 @@ NAMES = {
 }  # fmt: skip
 # Rooms that are named as such: `lth.curves.accuracy_curve`, `lth.studies.elastic`, `lth.widgets.TicketExplorer`.
 ROOMS = {"curves": "evidence.curves", "grids": "evidence.grids"}
-ROOMS |= {room: room for room in ("studies", "widgets", "theory", "finders", "training", "masks", "models", "evidence")}
+ROOMS |= {room: room for room in ("studies", "widgets", "theory", "finders", "training", "models", "evidence")}
 HOMES = {name: room for group in NAMES.values() for name, room in group.items()}
 __all__ = sorted([*HOMES, *ROOMS])  # noqa: PLE0605
-
-
-def files_of(room: str) -> Callable[[str], ModuleType]:
-    """The `__getattr__` of a room: its files by name, each imported when it is first asked for."""
-
-    def file_of(name: str) -> ModuleType:
-        if find_spec(f"{room}.{name}") is None:
-            raise AttributeError(f"module {room!r} has no attribute {name!r}")
-        return import_module(f"{room}.{name}")
-
-    return file_of
 
 
 def __getattr__(name: str) -> object:

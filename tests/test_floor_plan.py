@@ -10,7 +10,7 @@ import lthlib
 
 PACKAGE = Path(__file__).parents[1] / "lthlib"
 FLOORS = (
-    ("errors", "randomness", "rounding"),
+    ("errors", "randomness", "rooms", "rounding"),
     ("axes", "masks", "models", "store"),
     ("basis", "data"),
     ("ticket",),

@@ -1,5 +1,5 @@
 """What a run leaves behind and how it is judged: tables, claims, plots, widgets."""
 
-import lthlib
+from lthlib.rooms import files_of
 
-__getattr__ = lthlib.files_of(__name__)
+__getattr__ = files_of(__name__)

@@ -1,5 +1,5 @@
 """Ways to find a mask: by training and pruning, from scores at initialization, while training, or in a random net."""
 
-import lthlib
+from lthlib.rooms import files_of
 
-__getattr__ = lthlib.files_of(__name__)
+__getattr__ = files_of(__name__)

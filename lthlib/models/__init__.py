@@ -1,5 +1,5 @@
 """Architectures: what a network is, its modules and its initial states."""
 
-import lthlib
+from lthlib.rooms import files_of
 
-__getattr__ = lthlib.files_of(__name__)
+__getattr__ = files_of(__name__)

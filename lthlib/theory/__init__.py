@@ -1,5 +1,5 @@
 """The theory that the notebooks check: sketching, subset sums, strong and universal tickets."""
 
-import lthlib
+from lthlib.rooms import files_of
 
-__getattr__ = lthlib.files_of(__name__)
+__getattr__ = files_of(__name__)

@@ -1,5 +1,5 @@
 """Tickets trained: the recipe, the loop, the stored results."""
 
-import lthlib
+from lthlib.rooms import files_of
 
-__getattr__ = lthlib.files_of(__name__)
+__getattr__ = files_of(__name__)

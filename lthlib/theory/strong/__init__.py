@@ -1,5 +1,5 @@
 """Strong lottery tickets: a random network pruned into a given one."""
 
-import lthlib
+from lthlib.rooms import files_of
 
-__getattr__ = lthlib.files_of(__name__)
+__getattr__ = files_of(__name__)

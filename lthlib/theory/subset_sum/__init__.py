@@ -1,5 +1,5 @@
 """Which of n random numbers add up to a target, and how many are needed."""
 
-import lthlib
+from lthlib.rooms import files_of
 
-__getattr__ = lthlib.files_of(__name__)
+__getattr__ = files_of(__name__)
