@@ -191,10 +191,7 @@ class Ticket:
             description = json.loads(header)
         except ValueError as error:
             raise InputError(f"{damaged} ({error})") from error
-        if (
-            not isinstance(description, dict)
-            or not {"digest", "shapes", "bases", "architecture", "off"} <= description.keys()
-        ):
+        if not isinstance(description, dict) or not description.keys() >= PARTS:
             raise InputError(f"{damaged} (its header is not a ticket's)")
         seed = description.pop("seed", 0)
         if description.pop("digest") != _digest(tensors, description):

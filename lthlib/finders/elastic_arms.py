@@ -12,7 +12,7 @@ import torch
 from lthlib.data import Dataset
 from lthlib.elastic import DepthMap, carry, copies, permuted, with_copies_permuted
 from lthlib.errors import InputError, unknown
-from lthlib.finders.controls import erk_masked, layerwise_shuffled, reinitialised, reinitialised_and_shuffled
+from lthlib.finders.controls import control
 from lthlib.finders.find import find
 from lthlib.finders.imp import Level
 from lthlib.finders.pruning_data import pruning_data
@@ -33,6 +33,13 @@ ELASTIC_ARMS = (
     "weights only",
     "dense stretch",
 )
+# The control that an arm's label stands for: here, as in kept tables, "random mask" has each layer's own count.
+CONTROL_OF = {
+    "reinit": "reinit",
+    "random mask": "layerwise shuffle",
+    "both random": "reinit and shuffle",
+    "weights only": "erk",
+}
 AT_REWIND = ("magnitude", "snip", "grasp", "synflow", "erk")
 
 
@@ -71,13 +78,7 @@ def elastic_control(
         return in_bases_of(own, carried).with_masks(carried.masks)
     if name in AT_REWIND:
         return find(in_bases_of(own, carried), carried.density, name, dataset)
-    controls = {
-        "reinit": reinitialised,
-        "random mask": layerwise_shuffled,
-        "both random": reinitialised_and_shuffled,
-        "weights only": erk_masked,
-    }
-    return controls[name](carried)
+    return control(carried, CONTROL_OF[name])
 
 
 def _with_copies_by_snip(carried: Ticket, source: Architecture, depths: DepthMap, dataset: Dataset | None) -> Ticket:

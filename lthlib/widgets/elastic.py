@@ -28,7 +28,6 @@ DEPTHS = ("resnet-8-w8", "resnet-14-w8", "resnet-20-w8", "resnet-26-w8", "resnet
 INPUT, CLASSES = (3, 32, 32), 10
 DENSITY = 10**-0.7  # a fifth, on the slider's grid
 ALL = "all"
-WHITE = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Every method through `find`: exact counts, untouched tickets, data where it is needed, any basis, clear errors."""
 
+import inspect
 import math
 from dataclasses import replace
 
@@ -194,3 +195,11 @@ def test_wrong_names_and_densities_are_refused(digits):
         find(ticket, 0.1, "erk", scope="uniform")
     with pytest.raises(InputError, match="where the ticket has"):
         find(find(ticket, 0.1, "magnitude"), 0.2, "snip", digits)
+
+
+def test_the_table_of_methods_lists_each_function_s_own_options():
+    for name, method in METHODS.items():
+        keywords = [p.name for p in inspect.signature(method.prune).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        # Which layer counts a random mask has is an option of every sampling.
+        assert set(method.options) == set(keywords) - {"scope"}, name
+        assert set(method.fixed) <= set(keywords), name
