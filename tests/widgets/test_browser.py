@@ -230,8 +230,13 @@ def moves_and_is_reloaded(
 
         saved_and_reloaded(page)
         readout.wait_for()
-        explorer.scroll_into_view_if_needed()
-        until(page, lambda: readout.inner_text() == moved, readout.inner_text)
+
+        def shown() -> str:
+            # Outputs above that are drawn only now push it out of sight, where JupyterLab draws nothing.
+            explorer.scroll_into_view_if_needed()
+            return readout.inner_text()
+
+        until(page, lambda: shown() == moved, shown)
         press(page, explorer, label, back, first)
         page.screenshot(path=lab.folder / f"{stem}-reloaded.png")
 
