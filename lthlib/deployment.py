@@ -17,8 +17,8 @@ from lthlib.errors import InputError
 from lthlib.models.architecture import Architecture, build, skeleton
 from lthlib.store import write_atomically
 from lthlib.ticket import Ticket
-from lthlib.training.network import is_linear
 from lthlib.training.proximal import rank
+from lthlib.training.stacks import is_linear
 
 HEADER = "deployment"
 

@@ -22,8 +22,8 @@ from lthlib.masks.topk import keep_top
 from lthlib.models.architecture import Architecture, multiply_accumulates, output_layer, prunable, skeleton
 from lthlib.models.networks import VGG, Conv, ResNet
 from lthlib.ticket import State, Ticket
+from lthlib.training.linear_stack import ACTIVATIONS
 from lthlib.training.loop import Trained
-from lthlib.training.network import ACTIVATIONS
 from lthlib.training.proximal import low_rank_mask, rank_truncation, row_norms
 
 SCOPES = ("layerwise", "global")

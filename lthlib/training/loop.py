@@ -12,11 +12,15 @@ from lthlib.data import Dataset
 from lthlib.ticket import State, Ticket
 from lthlib.training.batches import Batches, prepared
 from lthlib.training.mask_updates import MaskUpdates, dense_gradients, update_masks
-from lthlib.training.network import Network, network
+from lthlib.training.network import Network
 from lthlib.training.parallel import StoppedError
 from lthlib.training.proximal import Penalty
 from lthlib.training.recipe import DTYPES, Recipe
+from lthlib.training.stacks import network
 from lthlib.training.steps import autocast, losses_of, step_of
+
+# Images of a split that are judged at once.
+CHUNK = 250
 
 
 @dataclass(frozen=True)
@@ -130,11 +134,11 @@ def _penalise(net: Network, penalty: Penalty, names: Sequence[str], learning_rat
 
 
 @torch.no_grad()
-def _evaluate(net: Network, inputs: Tensor, labels: Tensor, precision: str, *, chunk: int = 1000) -> list[Evaluation]:
+def _evaluate(net: Network, inputs: Tensor, labels: Tensor, precision: str) -> list[Evaluation]:
     losses = torch.zeros(net.count, dtype=torch.float64, device=labels.device)
     correct = torch.zeros_like(losses)
-    for start in range(0, len(labels), chunk):
-        part, truth = inputs[start : start + chunk], labels[start : start + chunk]
+    for start in range(0, len(labels), CHUNK):
+        part, truth = inputs[start : start + CHUNK], labels[start : start + CHUNK]
         # A user's own first layer may work in place.
         part = part.clone() if net.count == 1 else part
         with autocast(precision, labels.device):

@@ -5,6 +5,7 @@ every end: on a busy machine that waiting costs tenfold. And one core a product 
 many cores there are.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -20,10 +21,14 @@ class StoppedError(RuntimeError):
     """Raised by a task that saw its stop event set, because another task failed or the user interrupted."""
 
 
-def shares(count: int) -> list[range]:
-    """`count` items in as many contiguous shares as torch may use threads, sizes within one of each other."""
-    workers = max(1, min(count, torch.get_num_threads()))
-    bounds = [round(worker * count / workers) for worker in range(workers + 1)]
+def shares(count: int, workers: int, highest: int | None = None) -> list[range]:
+    """`count` items in contiguous shares, sizes within one of each other.
+
+    As many shares as workers; where they would be larger than `highest`, twice as many, and so on.
+    """
+    rounds = 1 if highest is None else max(1, math.ceil(count / (highest * workers)))
+    parts = max(1, min(count, rounds * workers))
+    bounds = [round(part * count / parts) for part in range(parts + 1)]
     return [range(low, high) for low, high in pairwise(bounds)]
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lthlib.rounding import rows_times
 from lthlib.ticket import State
-from lthlib.training.network import LinearStack, Network
+from lthlib.training.linear_stack import LinearStack
+from lthlib.training.network import Network
 
 
 class StackedSGD:

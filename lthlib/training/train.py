@@ -1,8 +1,8 @@
 """The one loop that trains a list of tickets of one architecture.
 
-Networks of linear layers train stacked: one batched product per layer for several replicates; on the CPU one stack a
-core, beside each other. Others train in turn on all cores, in channels_last. Every replicate has its own data order
-and augmentation, fixed by its seed.
+Networks of linear layers, and narrow convolutional ones of ours, train stacked: one product or grouped convolution per
+layer for several replicates; on the CPU one stack a core, beside each other. Others train alone, in channels_last.
+Every replicate has its own data order and augmentation, fixed by its seed, and sees nothing of its neighbours.
 """
 
 import json
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from threading import Event
 
@@ -21,12 +22,12 @@ from lthlib.rounding import warn_of_neighbours
 from lthlib.store import Store, sources_digest, write_json
 from lthlib.ticket import Ticket
 from lthlib.training.batches import prepared
-from lthlib.training.loop import Evaluation, Trained, _evaluate, _Job
+from lthlib.training.loop import CHUNK, Evaluation, Trained, _evaluate, _Job
 from lthlib.training.mask_updates import MaskUpdates, refuse_unchangeable
-from lthlib.training.network import is_linear, network, stack_key
-from lthlib.training.parallel import shares, values_of
+from lthlib.training.parallel import values_of
 from lthlib.training.proximal import Penalty
 from lthlib.training.recipe import DTYPES, Recipe
+from lthlib.training.stacks import groups, network, with_twins
 
 # Whose sources fix what a training gives; a stored training of other sources is not reused.
 ROOMS = ("axes", "basis", "data", "models", "randomness", "rounding", "ticket", "training")
@@ -74,15 +75,16 @@ def train(
         """In the order of `indices`, each as soon as it is there, so that a store keeps what a killed run finished."""
         job = _Job(recipe, data, start_step, tuple(snapshots), penalty, mask_updates)
         results: dict[int, Trained] = {}
-        pending = list(indices)
-        stacks, alone = _groups([tickets[i] for i in indices], data.device, len(tickets))
-        tasks = [partial(job.run, [tickets[indices[i]] for i in stack], progress) for stack in stacks]
-        for stack, trained in zip(stacks, values_of(tasks, data.device), strict=True):
+        pending, asked = list(indices), len(tickets)
+        beside, in_turn = groups([tickets[i] for i in indices], data.device, recipe.batch_size, asked)
+
+        def run(stack: list[int], stop: Event) -> list[Trained]:
+            members = [tickets[indices[i]] for i in stack]
+            return with_twins(members, data.device, lambda members: job.run(members, progress, stop))
+
+        together = zip(beside, values_of([partial(run, stack) for stack in beside], data.device), strict=True)
+        for stack, trained in chain(together, ((stack, run(stack, Event())) for stack in in_turn)):
             results |= zip([indices[i] for i in stack], trained, strict=True)
-            yield from _in_order(pending, results)
-        for i in alone:
-            index = indices[i]
-            (results[index],) = job.run([tickets[index]], progress, Event())
             yield from _in_order(pending, results)
 
     if store is None:
@@ -146,15 +148,17 @@ def evaluate(
         raise unknown("split", split, SPLITS)
     labels = getattr(data, split).labels
 
-    def measured(group: Sequence[int], _: Event) -> list[Evaluation]:
-        net = network([tickets[i] for i in group], data.device, DTYPES[precision])
+    def judged(members: list[Ticket]) -> list[Evaluation]:
+        net = network(members, data.device, DTYPES[precision])
         return _evaluate(net, prepared(net, data, split, DTYPES[precision]), labels, precision)
 
-    stacks, alone = _groups(tickets, data.device, len(tickets))
-    tasks = [partial(measured, stack) for stack in stacks]
-    evaluations = zip(stacks, values_of(tasks, data.device), strict=True)
-    results = {i: value for stack, part in evaluations for i, value in zip(stack, part, strict=True)}
-    results |= {i: measured([i], Event())[0] for i in alone}
+    def measured(stack: list[int], _: Event) -> list[Evaluation]:
+        return with_twins([tickets[i] for i in stack], data.device, judged)
+
+    beside, in_turn = groups(tickets, data.device, CHUNK, len(tickets))
+    together = zip(beside, values_of([partial(measured, stack) for stack in beside], data.device), strict=True)
+    alone = ((stack, measured(stack, Event())) for stack in in_turn)
+    results = {i: value for stack, part in chain(together, alone) for i, value in zip(stack, part, strict=True)}
     return [results[i] for i in range(len(tickets))]
 
 
@@ -166,25 +170,3 @@ def _refuse_misfits(tickets: Sequence[Ticket], data: Dataset) -> None:
                 f"model {model.name!r} for inputs {model.input_shape} and {model.classes} classes does not fit "
                 f"data set {data.label!r} (valid: inputs {data.input_shape} and {data.classes} classes)"
             )
-
-
-def _groups(tickets: Sequence[Ticket], device: torch.device, asked: int) -> tuple[list[list[int]], list[int]]:
-    """Indices of tickets that train as stacks, beside each other on the CPU's cores, and of those that train in turn.
-
-    Fully connected networks stack. A convolutional one has a core for itself, unless fewer than the cores were
-    `asked` for: then each has all cores in its turn. What a store already holds must not decide it, because the sums
-    inside a convolution depend on the number of cores in their last bits.
-    """
-    groups: dict[object, list[int]] = {}
-    stacks, alone = [], []
-    for index, ticket in enumerate(tickets):
-        groups.setdefault(stack_key(ticket) or index, []).append(index)
-    for group in groups.values():
-        if is_linear(tickets[group[0]]):
-            parts = shares(len(group)) if device.type == "cpu" else [range(len(group))]
-            stacks += [[group[i] for i in part] for part in parts]
-        elif device.type == "cpu" and asked >= torch.get_num_threads():
-            stacks += [[index] for index in group]
-        else:
-            alone += group
-    return stacks, alone

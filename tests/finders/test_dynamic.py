@@ -23,8 +23,8 @@ from lthlib.store import Store
 from lthlib.ticket import State, Ticket, bases_for, initial_tickets, shapes_of
 from lthlib.training import loop, mask_updates
 from lthlib.training.loop import Trained, _Job
-from lthlib.training.network import network
 from lthlib.training.recipe import Recipe
+from lthlib.training.stacks import network
 from lthlib.training.train import train
 
 LENET, CONV, RESNET, VGG = "lenet-24-16", "conv-2-w4", "resnet-8-w2", "vgg-11-w4"

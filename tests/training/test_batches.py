@@ -12,7 +12,8 @@ from lthlib import data
 from lthlib.models.architecture import architecture
 from lthlib.ticket import Ticket, bases_for, initial_tickets
 from lthlib.training.batches import prepared
-from lthlib.training.network import Network, network
+from lthlib.training.network import Network
+from lthlib.training.stacks import network
 from lthlib.training.train import evaluate
 
 CPU = torch.device("cpu")

@@ -26,8 +26,9 @@ from lthlib.ticket import Ticket, initial_tickets, shapes_of
 from lthlib.training import loop, steps
 from lthlib.training.captured import WARM_UP, Capture, CapturedStep, Replay, cuda_graph
 from lthlib.training.loop import Trained
-from lthlib.training.network import Network, network
+from lthlib.training.network import Network
 from lthlib.training.recipe import Recipe
+from lthlib.training.stacks import network
 from lthlib.training.steps import AutogradStep
 from lthlib.training.train import train
 
@@ -225,7 +226,7 @@ class Moody(torch.nn.Module):
 def test_only_steps_whose_python_is_known_are_captured(
     name: str, device: str, fields: dict[str, Any], captured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = network([make(name)], torch.device("cpu"), torch.float32)
+    net = network([make(name)] * (4 if name == CONV else 1), torch.device("cpu"), torch.float32)
     asked: list[object] = []
     monkeypatch.setattr(steps, "AutogradStep", lambda *arguments: asked.append(arguments[3]))
     recipe = replace(RECIPE, **fields)

@@ -14,7 +14,9 @@ from lthlib.models.architecture import architecture, build, output_layer
 from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
 from lthlib.ticket import Ticket, dense_ticket
-from lthlib.training.network import LinearStack, SingleNetwork, network, stack_key
+from lthlib.training.linear_stack import LinearStack
+from lthlib.training.module_networks import SingleNetwork
+from lthlib.training.stacks import network, stack_key
 
 DIGITS = (1, 8, 8)
 CPU = torch.device("cpu")
@@ -177,20 +179,22 @@ def normalised(shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def test_what_can_be_stacked() -> None:
-    assert stack_key(make(LENET)) == stack_key(make(LENET, seed=1))
-    assert stack_key(make(LENET, density=0.5)) == stack_key(make(LENET, density=0.2, seed=1))
-    assert stack_key(make(LENET, "random")) == stack_key(make(LENET, "random", seed=1)), "one random basis for all"
+    assert stack_key(make(LENET), CPU) == stack_key(make(LENET, seed=1), CPU)
+    assert stack_key(make(LENET, density=0.5), CPU) == stack_key(make(LENET, density=0.2, seed=1), CPU)
+    assert stack_key(make(LENET, "random"), CPU) == stack_key(make(LENET, "random", seed=1), CPU), (
+        "one random basis for all"
+    )
     different = [
         make(LENET), make("lenet-12-7"), make(LENET, "dct"), make(LENET, "dct@input"), make(LENET, off="init"),
         make(LENET, density=0.5),
     ]  # fmt: skip
-    assert len({stack_key(ticket) for ticket in different}) == len(different)
+    assert len({stack_key(ticket, CPU) for ticket in different}) == len(different)
     for alone in (make(LENET, "svd"), make(LENET, "units"), make(CONV), make(RESNET)):
-        assert stack_key(alone) is None
+        assert stack_key(alone, CPU) is None
     own = make(f"{__name__}:sequence")
-    assert stack_key(own) is not None
+    assert stack_key(own, CPU) is not None
     assert isinstance(network([own, own], CPU, torch.float64), LinearStack)
-    assert stack_key(make(f"{__name__}:normalised")) is None
+    assert stack_key(make(f"{__name__}:normalised"), CPU) is None
     assert isinstance(network([make(f"{__name__}:normalised")], CPU, torch.float64), SingleNetwork)
 
 
@@ -225,7 +229,7 @@ def own_layer(shape: tuple[int, int, int], classes: int) -> nn.Module:
 def test_a_users_own_sequence_gives_its_own_logits(factory: str, stacked: bool) -> None:
     ticket = make(f"{__name__}:{factory}", "dct", 0.5)
     net = network([ticket], CPU, torch.float64)
-    assert (type(net) is LinearStack) == stacked == (stack_key(ticket) is not None)
+    assert (type(net) is LinearStack) == stacked == (stack_key(ticket, CPU) is not None)
     images = noise((4, *DIGITS), "images")
     found = net.forward(net.prepare(images).unsqueeze(0), training=False)[0]
     torch.testing.assert_close(found, plain(ticket, images, False)[0], rtol=1e-14, atol=1e-12)

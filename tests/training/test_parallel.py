@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 from lthlib.training.parallel import StoppedError, shares, side_by_side
 
 
-@given(st.integers(1, 200))
-def test_shares_hold_every_item_once_and_are_even(count: int) -> None:
-    parts = shares(count)
+@given(st.integers(1, 200), st.integers(1, 9), st.none() | st.integers(1, 9))
+def test_shares_hold_every_item_once_and_are_even(count: int, workers: int, highest: int | None) -> None:
+    parts = shares(count, workers, highest)
     assert [item for part in parts for item in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert len(parts) == min(count, torch.get_num_threads())
+    if highest is None:
+        assert len(parts) == min(count, workers)
+    else:
+        assert max(map(len, parts)) <= highest
+        assert len(parts) % workers == 0 or len(parts) == count
 
 
 def test_values_come_in_order_and_the_number_of_threads_is_restored() -> None:

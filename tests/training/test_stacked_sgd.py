@@ -12,9 +12,9 @@ from lthlib.models import architecture as models
 from lthlib.ticket import Ticket, bases_for, initial_tickets
 from lthlib.training import steps
 from lthlib.training import train as training
-from lthlib.training.network import network
 from lthlib.training.recipe import Recipe
 from lthlib.training.stacked_sgd import covers
+from lthlib.training.stacks import network
 
 DIGITS = data.load("digits", train_size=200, device="cpu")
 RECIPE = Recipe(learning_rate=0.05, epochs=3, batch_size=64, precision="fp64", weight_decay=5e-4, evaluations=2)

@@ -1,0 +1,133 @@
+"""Which tickets train together, as what kind of network, and how many at a time."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from lthlib.models.architecture import Architecture, skeleton, with_factory
+from lthlib.ticket import Ticket
+from lthlib.training.linear_stack import LinearStack, is_linear_sequence
+from lthlib.training.module_networks import ConvolutionStack, SingleNetwork, is_common
+from lthlib.training.network import Network
+from lthlib.training.parallel import shares
+from lthlib.training.stacked_layers import can_stack
+
+# On the CPU, wider convolutions fill its registers by themselves, and a stack only takes more of its caches.
+NARROW = 8
+# Numbers that a register holds at most, and how many networks of which widths fill it at most for it to pay.
+REGISTER, MOST_TWINS = 16, 4
+# Bytes of a stack's widest activation that a core's caches hold beside all else.
+CACHE = 2**22
+# Networks of convolutions in a stack, at most: more gains nothing that was measured.
+HIGHEST, HIGHEST_ON_GPU = 8, 16
+
+Value = TypeVar("Value")
+
+
+def network(
+    tickets: Sequence[Ticket], device: torch.device, dtype: torch.dtype, state_in: str = "coefficients"
+) -> Network:
+    """The trainable form of tickets of one of the `groups`."""
+    kind = _kind(tickets[0], device)
+    return kind(tickets, skeleton(tickets[0].architecture), device, dtype, state_in)
+
+
+def is_linear(ticket: Ticket) -> bool:
+    """Whether the ticket's network is a plain sequence of linear layers."""
+    return _is_linear(with_factory(ticket.architecture))
+
+
+@lru_cache(maxsize=256)
+def _is_linear(architecture: Architecture) -> bool:
+    return is_linear_sequence(skeleton(architecture))
+
+
+@lru_cache(maxsize=256)
+def _channels(architecture: Architecture) -> tuple[int, ...]:
+    """The channels of all convolutions of a network that can stack; none of one that cannot.
+
+    A user's forward pass may do what only one network's activations allow.
+    """
+    module = skeleton(architecture)
+    if architecture.is_own or not can_stack(module):
+        return ()
+    return tuple(layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d))
+
+
+def _twins(channels: Sequence[int]) -> int:
+    """What the height of a stack must be a multiple of, so that its channels fill whole registers.
+
+    Torch's sums over what is left of a register's width round otherwise than those inside. And one group alone is
+    another kernel's.
+    """
+    return max(2, REGISTER // math.gcd(REGISTER, *channels))
+
+
+def _kind(ticket: Ticket, device: torch.device) -> type[Network]:
+    """By the architecture and the device alone: the same replicate rounds otherwise in another kind of network."""
+    if is_linear(ticket):
+        return LinearStack
+    channels = _channels(with_factory(ticket.architecture))
+    if not channels or (device.type == "cpu" and (min(channels) > NARROW or _twins(channels) > MOST_TWINS)):
+        return SingleNetwork
+    return ConvolutionStack
+
+
+def stack_key(ticket: Ticket, device: torch.device) -> object | None:
+    """What tickets share that train as one stack; None for a ticket that must be trained alone.
+
+    All tickets of a stack prune the same layers: where one does, all go through its projection onto a mask, which for
+    a dense layer would be no more than rounding, but rounding that its neighbours decide.
+    """
+    kind = _kind(ticket, device)
+    if kind is SingleNetwork or (kind is LinearStack and any(basis.stored_numbers for basis in ticket.bases.values())):
+        return None
+    own = kind is ConvolutionStack
+    bases = {name: "own" if own and not is_common(b) else b.to_json() for name, b in ticket.bases.items()}
+    pruned = [name for name, mask in ticket.masks.items() if not bool(mask.all())]
+    return json.dumps([ticket.architecture.to_json(), ticket.off, bases, pruned], sort_keys=True)
+
+
+def groups(
+    tickets: Sequence[Ticket], device: torch.device, batch: int, asked: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Indices of tickets that are one network: those beside each other on the CPU's cores, and those in turn on all.
+
+    Linear and narrow convolutional networks stack. Another has a core for itself, unless fewer than the cores were
+    `asked` for: then each has all cores in its turn. What a store already holds must not decide it, because the sums
+    inside a convolution depend on the number of cores in their last bits. `batch` is the size of a step's.
+    """
+    together: dict[object, list[int]] = {}
+    for index, ticket in enumerate(tickets):
+        together.setdefault(stack_key(ticket, device) or index, []).append(index)
+    beside: list[list[int]] = []
+    in_turn: list[list[int]] = []
+    for group in together.values():
+        kind, on_cpu = _kind(tickets[group[0]], device), device.type == "cpu"
+        highest, whole = None if kind is LinearStack else 1, 1
+        if kind is ConvolutionStack:
+            whole = _twins(_channels(tickets[group[0]].architecture))
+            highest = (_height(tickets[group[0]], batch) if on_cpu else HIGHEST_ON_GPU) // whole
+        parts = shares(math.ceil(len(group) / whole), torch.get_num_threads() if on_cpu else 1, highest)
+        alone = kind is SingleNetwork and not (on_cpu and asked >= torch.get_num_threads())
+        (in_turn if alone else beside).extend(group[part.start * whole : part.stop * whole] for part in parts)
+    return beside, in_turn
+
+
+def _height(ticket: Ticket, batch: int) -> int:
+    """How many convolutional networks one core trains at once: as many as its caches hold, some at least."""
+    channels, (_, *sides) = _channels(ticket.architecture), ticket.architecture.input_shape
+    return min(HIGHEST, max(_twins(channels), CACHE // (4 * batch * min(channels) * math.prod(sides))))
+
+
+def with_twins(tickets: list[Ticket], device: torch.device, work: Callable[[list[Ticket]], list[Value]]) -> list[Value]:
+    """`work` on tickets that are one network, filled up with twins where a stack of convolutions needs that."""
+    if _kind(tickets[0], device) is not ConvolutionStack:
+        return work(tickets)
+    missing = -len(tickets) % _twins(_channels(tickets[0].architecture))
+    return work(tickets + tickets[:1] * missing)[: len(tickets)]
