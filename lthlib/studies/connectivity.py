@@ -74,15 +74,15 @@ def path_rows(
     """
     if points < 2:
         raise InputError(f"a path has 2 points or more, not {points}")
-    rows = []
-    for place in range(points):
-        alpha = place / (points - 1)
-        ticket = between(first, second, alpha)
-        for statistics in ("interpolated", "re-estimated"):
-            seen = ticket if statistics == "interpolated" else with_statistics_of(ticket, dataset)
-            (test,) = evaluate([seen], dataset, split)
-            rows.append((alpha, statistics, test.accuracy, test.loss))
-    return pd.DataFrame(rows, columns=["alpha", "statistics", "accuracy", "loss"])
+    alphas = [place / (points - 1) for place in range(points)]
+    tickets = [between(first, second, alpha) for alpha in alphas]
+    seen = [which for ticket in tickets for which in (ticket, with_statistics_of(ticket, dataset))]
+    kinds = [(alpha, statistics) for alpha in alphas for statistics in ("interpolated", "re-estimated")]
+    judged = evaluate(seen, dataset, split)
+    return pd.DataFrame(
+        [(*kind, test.accuracy, test.loss) for kind, test in zip(kinds, judged, strict=True)],
+        columns=["alpha", "statistics", "accuracy", "loss"],
+    )
 
 
 def barrier(accuracies: Sequence[float]) -> float:

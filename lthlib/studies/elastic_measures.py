@@ -101,19 +101,13 @@ def barrier_rows(
     arms: Sequence[Arm], trained: Sequence[Sequence[Trained]], setting: Setting, points: int = 11
 ) -> pd.DataFrame:
     """Accuracy along the line between two trainings of one ticket that differ in data order alone, for each arm."""
-
-    def work(one: Arm, run: Trained, place: int) -> pd.DataFrame:
-        # The order of a seed that no replicate has.
-        again = setting.train(replace(one.tickets[place], seed=1_000_000 + run.seed))
-        rows = path_rows(run.ticket, again.ticket, setting.dataset, points)
-        return rows.assign(seed=run.seed, path=one.columns["arm"])
-
-    tasks = [
-        partial(work, one, run, place)
-        for one, runs in zip(arms, trained, strict=True)
-        for place, run in enumerate(runs)
-    ]
-    return pd.concat(beside(tasks, setting), ignore_index=True)
+    # The order of a seed that no replicate has.
+    again = setting.train([replace(ticket, seed=1_000_000 + ticket.seed) for arm in arms for ticket in arm.tickets])
+    parts = []
+    for arm, runs in zip(arms, trained, strict=True):
+        others, again = again[: len(runs)], again[len(runs) :]
+        parts.append(line_rows(runs, others, setting, arm.columns["arm"], points))
+    return pd.concat(parts, ignore_index=True)
 
 
 def line_rows(

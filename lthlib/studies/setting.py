@@ -13,7 +13,7 @@ from lthlib.data import Dataset
 from lthlib.elastic import carry, depth_map
 from lthlib.evidence.measure import measure, measure_levels
 from lthlib.finders import dynamic
-from lthlib.finders.dynamic import train_dynamic
+from lthlib.finders.dynamic import DropAndGrow, GradualPruning, rule_for, starting_tickets
 from lthlib.finders.elastic_arms import direct_at, elastic_control
 from lthlib.finders.imp import Level, Pruning, imp
 from lthlib.models import architecture as models
@@ -50,10 +50,9 @@ class Setting:
         """The same with the output layer never pruned."""
         return replace(self, recipe=replace(self.recipe, output_layer="kept"))
 
-    def train(self, ticket: Ticket) -> Trained:
-        """One training, from the rewinding point."""
-        (run,) = train([ticket], self.recipe, self.dataset, start_step=self.pruning.rewind_step, store=self.store)
-        return run
+    def train(self, tickets: Sequence[Ticket]) -> list[Trained]:
+        """Trains the tickets from the rewinding point, stacked where they can be."""
+        return train(tickets, self.recipe, self.dataset, start_step=self.pruning.rewind_step, store=self.store)
 
     def steps(self) -> int:
         """Optimizer steps of a whole training."""
@@ -61,10 +60,7 @@ class Setting:
 
 
 def beside(tasks: Sequence[Callable[[], Value]], setting: Setting) -> list[Value]:
-    """The tasks' values in order: on the CPU one core each, beside each other; on another device in turn.
-
-    A narrow convolution does not fill two cores, and two that wait for each other at every layer lose more than half.
-    """
+    """The tasks' values in order: on the CPU one core each, beside each other; on another device in turn."""
 
     def run(task: Callable[[], Value], stop: Event) -> Value:
         return task()
@@ -79,16 +75,14 @@ def pruning_levels(initial: Sequence[Ticket], setting: Setting, basis: str = "ca
 
 def chains(names: Iterable[str], setting: Setting, basis: str = "canonical") -> dict[str, list[Chain]]:
     """Iterative magnitude pruning of each network, in the bases of a rule: by name, one chain a seed."""
-    listed = list(dict.fromkeys(names))
-
-    def work(name: str, seed: int) -> Chain:
-        initial = initial_tickets(setting.architecture(name), [seed])
-        return pruning_levels(initial, setting, basis)
-
-    tasks = [partial(work, name, seed) for name in listed for seed in setting.seeds]
-    found = beside(tasks, setting)
-    n = len(setting.seeds)
-    return {name: found[place * n : (place + 1) * n] for place, name in enumerate(listed)}
+    found = {}
+    for name in dict.fromkeys(names):
+        levels = pruning_levels(initial_tickets(setting.architecture(name), setting.seeds), setting, basis)
+        found[name] = [
+            [Level(level.number, [level.tickets[place]], [level.trained[place]]) for level in levels]
+            for place in range(len(setting.seeds))
+        ]
+    return found
 
 
 def chain_rows(found: Mapping[str, Sequence[Chain]], setting: Setting, **columns: Any) -> pd.DataFrame:
@@ -113,25 +107,30 @@ class Arm:
 
 
 def train_arms(arms: Sequence[Arm], setting: Setting) -> tuple[pd.DataFrame, list[list[Trained]]]:
-    """Trains all arms beside each other: their rows, and each arm's trainings."""
-
-    def work(arm: Arm, place: int) -> tuple[pd.DataFrame, Trained]:
-        ticket = arm.tickets[place]
-        if arm.method:
-            (run,) = train_dynamic(
-                [ticket], arm.densities[place], arm.method, setting.recipe, setting.dataset,
-                store=setting.store, interval=interval(setting),
-            )  # fmt: skip
-            ticket = run.ticket
+    """Trains all arms stacked, in one call for each rule of training: their rows, and each arm's trainings."""
+    by_rule: dict[DropAndGrow | GradualPruning | None, list[tuple[int, Ticket]]] = {}
+    for number, arm in enumerate(arms):
+        for ticket, density in zip(arm.tickets, arm.densities or [1.0] * len(arm.tickets), strict=True):
+            rule, start = None, ticket
+            if arm.method:
+                rule = rule_for(arm.method, density, interval=interval(setting))
+                (start,) = starting_tickets([ticket], density, arm.method)
+            by_rule.setdefault(rule, []).append((number, start))
+    trained: list[list[Trained]] = [[] for _ in arms]
+    for rule, members in by_rule.items():
+        starts = [start for _, start in members]
+        if rule is None:
+            runs = setting.train(starts)
         else:
-            run = setting.train(ticket)
-        return measure([ticket], [run], setting.dataset, **arm.columns), run
-
-    tasks = [partial(work, arm, place) for arm in arms for place in range(len(setting.seeds))]
-    measured = beside(tasks, setting)
-    n = len(setting.seeds)
-    rows = pd.concat([row for row, _ in measured], ignore_index=True)
-    return rows, [[run for _, run in measured[place * n : (place + 1) * n]] for place in range(len(arms))]
+            # Dynamic sparse training starts at step 0.
+            runs = train(starts, setting.recipe, setting.dataset, mask_updates=rule, store=setting.store)
+        for (number, _), run in zip(members, runs, strict=True):
+            trained[number].append(run)
+    parts = []
+    for arm, runs in zip(arms, trained, strict=True):
+        tickets = [run.ticket for run in runs] if arm.method else arm.tickets
+        parts.append(measure(tickets, runs, setting.dataset, **arm.columns))
+    return pd.concat(parts, ignore_index=True), trained
 
 
 def arm_rows(
@@ -198,7 +197,7 @@ def control_arms(
     for name in names:
         columns = {"arm": name, "source": source, "target": target, "round": level}
         if name in dynamic.METHODS:
-            # Dynamic sparse training starts at step 0: it has no dense run to rewind to.
+            # It has no dense run to rewind to.
             start = initial_tickets(architecture, setting.seeds)
             arms.append(Arm(start, columns, name, tuple(ticket.density for ticket in carried)))
             continue

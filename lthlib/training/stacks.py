@@ -78,23 +78,25 @@ def _kind(ticket: Ticket, device: torch.device) -> type[Network]:
     return ConvolutionStack
 
 
-def stack_key(ticket: Ticket, device: torch.device) -> object | None:
+def stack_key(ticket: Ticket, device: torch.device, state_in: str = "coefficients") -> object | None:
     """What tickets share that train as one stack; None for a ticket that must be trained alone.
 
-    All tickets of a stack prune the same layers: where one does, all go through its projection onto a mask, which for
-    a dense layer would be no more than rounding, but rounding that its neighbours decide.
+    Where masks are more than a product with 0 or 1, all tickets of a stack prune the same layers: a projection onto
+    the mask of a dense layer would be no more than rounding, but rounding that its neighbours decide.
     """
     kind = _kind(ticket, device)
     if kind is SingleNetwork or (kind is LinearStack and any(basis.stored_numbers for basis in ticket.bases.values())):
         return None
     own = kind is ConvolutionStack
     bases = {name: "own" if own and not is_common(b) else b.to_json() for name, b in ticket.bases.items()}
-    pruned = [name for name, mask in ticket.masks.items() if not bool(mask.all())]
+    pruned = []
+    if kind is LinearStack or state_in == "weights":
+        pruned = [name for name, mask in ticket.masks.items() if not bool(mask.all())]
     return json.dumps([ticket.architecture.to_json(), ticket.off, bases, pruned], sort_keys=True)
 
 
 def groups(
-    tickets: Sequence[Ticket], device: torch.device, batch: int, asked: int
+    tickets: Sequence[Ticket], device: torch.device, batch: int, state_in: str, asked: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Indices of tickets that are one network: those beside each other on the CPU's cores, and those in turn on all.
 
@@ -104,7 +106,7 @@ def groups(
     """
     together: dict[object, list[int]] = {}
     for index, ticket in enumerate(tickets):
-        together.setdefault(stack_key(ticket, device) or index, []).append(index)
+        together.setdefault(stack_key(ticket, device, state_in) or index, []).append(index)
     beside: list[list[int]] = []
     in_turn: list[list[int]] = []
     for group in together.values():

@@ -1,4 +1,4 @@
-"""The one loop that trains a list of tickets of one architecture.
+"""The one loop that trains a list of tickets.
 
 Networks of linear layers, and narrow convolutional ones of ours, train stacked: one product or grouped convolution per
 layer for several replicates; on the CPU one stack a core, beside each other. Others train alone, in channels_last.
@@ -53,12 +53,10 @@ def train(
     on the coefficients after each step; then `mask_updates`, where they are due, change the masks. With a `store`,
     trainings that it holds are read and new ones kept: the key is all that fixes the result, the tickets' content
     included.
-    `progress` names a progress bar; empty shows none. Raises InputError for tickets of several architectures, of
+    `progress` names a progress bar; empty shows none. Raises InputError for tickets of
     another input shape than the data's, or steps outside the training, and FloatingPointError, naming ticket and step,
     where a loss is no longer finite.
     """
-    if len({ticket.architecture for ticket in tickets}) > 1:
-        raise InputError("tickets trained together must share one architecture")
     _refuse_misfits(tickets, data)
     total = recipe.steps(len(data.train.labels))
     if not 0 <= start_step <= total:
@@ -76,7 +74,7 @@ def train(
         job = _Job(recipe, data, start_step, tuple(snapshots), penalty, mask_updates)
         results: dict[int, Trained] = {}
         pending, asked = list(indices), len(tickets)
-        beside, in_turn = groups([tickets[i] for i in indices], data.device, recipe.batch_size, asked)
+        beside, in_turn = groups([tickets[i] for i in indices], data.device, recipe.batch_size, recipe.state_in, asked)
 
         def run(stack: list[int], stop: Event) -> list[Trained]:
             members = [tickets[indices[i]] for i in stack]
@@ -155,7 +153,7 @@ def evaluate(
     def measured(stack: list[int], _: Event) -> list[Evaluation]:
         return with_twins([tickets[i] for i in stack], data.device, judged)
 
-    beside, in_turn = groups(tickets, data.device, CHUNK, len(tickets))
+    beside, in_turn = groups(tickets, data.device, CHUNK, "coefficients", len(tickets))
     together = zip(beside, values_of([partial(measured, stack) for stack in beside], data.device), strict=True)
     alone = ((stack, measured(stack, Event())) for stack in in_turn)
     results = {i: value for stack, part in chain(together, alone) for i, value in zip(stack, part, strict=True)}

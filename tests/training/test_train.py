@@ -608,9 +608,13 @@ def test_a_recipe_that_means_nothing_is_refused(fields: dict, message: str) -> N
         Recipe(**fields)
 
 
+def test_several_architectures_train_in_one_call(digits: Dataset) -> None:
+    tickets = [make(), make(CONV, seed=1), make(LENET, seed=2), make(RESNET, seed=3), make(CONV, seed=4)]
+    for ticket, run in zip(tickets, train(tickets, SHORT, digits), strict=True):
+        same(run, train([ticket], SHORT, digits)[0])
+
+
 def test_a_call_that_does_not_fit_is_refused(digits: Dataset) -> None:
-    with pytest.raises(InputError, match="must share one architecture"):
-        train(of_seeds([make(), make(CONV)], [0, 0]), SHORT, digits)
     with pytest.raises(InputError, match=r"start_step 6 is outside the training \(valid: 0 to 5\)"):
         train(of_seeds([make()], [0]), SHORT, digits, start_step=6)
     with pytest.raises(InputError, match=r"snapshot at step 2 is outside the training \(valid: 3 to 5\)"):
