@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import cache
@@ -45,8 +46,22 @@ def project_path(text: str | Path) -> Path:
     return Path(os.path.relpath(project_root().resolve() / path, here))
 
 
+_FLUSHES = ContextVar("flushes", default=True)
+
+
+@contextmanager
+def _unflushed() -> Iterator[None]:
+    token = _FLUSHES.set(False)
+    try:
+        yield
+    finally:
+        _FLUSHES.reset(token)
+
+
 def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
     """Has `write` fill a temporary file beside `path`, flushes it to the disk and renames it to `path`.
+
+    In a `Store` nothing waits for the disk: what it reads is checked, and computed anew where a power cut took it.
 
     A reader sees the old file or the whole new one, whenever the writer is killed. Raises InputError where the
     folder cannot be written or the disk is full.
@@ -61,8 +76,9 @@ def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
         raise _unwritable(path, error) from error
     try:
         write(temporary)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
+        if _FLUSHES.get():
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
         # A temporary file is private to its owner; a result is as readable as any other file.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
@@ -161,9 +177,10 @@ class Store:
             for index, value in zip(missing, work(missing) if missing else (), strict=True):
                 entry = self.folder / names[index]
                 entry.mkdir(exist_ok=True)
-                write_json(entry / "parameters.json", dict(parameters[index]))
-                save(value, entry)
-                seal(entry)
+                with _unflushed():
+                    write_json(entry / "parameters.json", dict(parameters[index]))
+                    save(value, entry)
+                    seal(entry)
                 values[index] = value
             return [value for value in values.values() if value is not None]
 
