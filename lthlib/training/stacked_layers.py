@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from lthlib.models.layers import Function
 
+# Numbers that a register holds, at most.
+REGISTER = 16
 # Layers that work on each number, or on each channel's image, by itself.
 PLAIN = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Flatten, Function)
 
@@ -64,8 +66,8 @@ class StackedConvolution(nn.Module):
 class _Biased(torch.autograd.Function):
     """Outputs (batch, replicates x channels, height, width) plus a bias (replicates, channels), in place.
 
-    Autograd would sum the bias's gradient over the channels of all replicates at once, in an order that depends on how
-    many they are.
+    Its gradient is summed for so many channels at a time as fill a register: autograd would sum for all at once, in an
+    order that depends on how many they are.
     """
 
     @staticmethod
@@ -76,8 +78,8 @@ class _Biased(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        each = gradient.movedim(1, -1).reshape(-1, *context.shape)
-        return gradient, each.transpose(0, 1).contiguous().sum(1)
+        rows = gradient.movedim(1, -1).reshape(-1, context.shape.numel())
+        return gradient, torch.cat([part.sum(0) for part in rows.split(REGISTER, 1)]).view(context.shape)
 
 
 class StackedLinear(nn.Module):

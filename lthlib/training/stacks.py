@@ -15,12 +15,12 @@ from lthlib.training.linear_stack import LinearStack, is_linear_sequence
 from lthlib.training.module_networks import ConvolutionStack, SingleNetwork, is_common
 from lthlib.training.network import Network
 from lthlib.training.parallel import shares
-from lthlib.training.stacked_layers import can_stack
+from lthlib.training.stacked_layers import REGISTER, can_stack
 
 # On the CPU, wider convolutions fill its registers by themselves, and a stack only takes more of its caches.
 NARROW = 8
-# Numbers that a register holds at most, and how many networks of which widths fill it at most for it to pay.
-REGISTER, MOST_TWINS = 16, 4
+# How many networks fill a register at most for stacks to pay.
+MOST_TWINS = 4
 # Bytes of a stack's widest activation that a core's caches hold beside all else.
 CACHE = 2**22
 # Networks of convolutions in a stack, at most: more gains nothing that was measured.
