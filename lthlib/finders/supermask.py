@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import torch
 
@@ -26,7 +27,8 @@ from lthlib.store import Store, sources_digest, write_json
 from lthlib.ticket import Ticket, dense_ticket
 from lthlib.training.parallel import values_of
 from lthlib.training.recipe import OPTIMIZERS, Recipe
-from lthlib.training.train import ROOMS
+from lthlib.training.stacks import groups, with_twins
+from lthlib.training.train import ROOMS, in_order
 
 __all__ = [
     "METHODS",
@@ -109,8 +111,8 @@ def find_supermasks(
     """A strong ticket of each random source: a mask of `settings.density`, found by training scores with `recipe`.
 
     `sources` are dense tickets in the canonical basis (`random_source`); their seeds fix the initial scores, the order
-    of the data (that of `train`) and, for `supermask`, its draws. Every replicate is searched alone, on the CPU one a
-    core beside each other, so that no result depends on the others or on the cores. Of the recipe, `state_in`
+    of the data (that of `train`) and, for `supermask`, its draws. Replicates are searched in stacks, as they train, on
+    the CPU one stack a core; no result depends on the others or on the cores. Of the recipe, `state_in`
     and `output_layer` play no part; weight decay acts on scores. With a `store`, searches that it holds are read.
     Raises InputError for masked sources or other bases, data that do not fit and `prune_biases` where there are none;
     FloatingPointError where a loss is no longer finite.
@@ -124,10 +126,23 @@ def find_supermasks(
         _refuse(source, settings, task)
     device = task.inputs.device
 
+    def search(members: Sequence[Ticket], stop: Event) -> list[SearchedMask]:
+        def run(every: list[Ticket]) -> list[SearchedMask]:
+            return Search(every, settings, recipe, task).run(progress, stop)
+
+        return with_twins(list(members), device, run)
+
     def work(indices: list[int]) -> Iterator[SearchedMask]:
-        searches = [Search(sources[i], settings, recipe, task) for i in indices]
-        tasks = [partial(search.run, progress) for search in searches]
-        yield from values_of(tasks, device)
+        wanted = [sources[i] for i in indices]
+        beside, in_turn = groups(wanted, device, recipe.batch_size, "coefficients", len(sources))
+        stacks = beside + in_turn
+        # On the CPU a core each: not even those that could have all cores wait for each other inside a product.
+        tasks = [partial(search, [wanted[i] for i in stack]) for stack in stacks]
+        values: dict[int, SearchedMask] = {}
+        pending = list(range(len(wanted)))
+        for stack, found in zip(stacks, values_of(tasks, device), strict=True):
+            values |= zip(stack, found, strict=True)
+            yield from in_order(pending, values)
 
     if store is None:
         return list(work(list(range(len(sources)))))

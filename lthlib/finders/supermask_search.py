@@ -6,28 +6,27 @@ $\partial s=\partial e\cdot w\cdot\partial m/\partial s$, as if the mask had bee
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from threading import Event
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
+from torch import Tensor
 
 from lthlib.data import Dataset, augment, augmentation_draws
 from lthlib.errors import InputError, unknown
 from lthlib.masks.counts import kept_count, uniform_counts
 from lthlib.masks.topk import Count, keep_top
-from lthlib.models.architecture import skeleton
 from lthlib.randomness import generator, stream_seed
 from lthlib.ticket import State, Ticket
-from lthlib.training.loop import counted_steps
+from lthlib.training.loop import CHUNK, counted_steps
 from lthlib.training.optimizers import Optimizer
 from lthlib.training.parallel import StoppedError
 from lthlib.training.recipe import DTYPES, Recipe
+from lthlib.training.stacks import network
+from lthlib.training.steps import autocast, losses_of
 
 METHODS = ("edge-popup", "supermask", "biprop", "gem-miner")
 
@@ -165,22 +164,18 @@ def biases_of(source: Ticket) -> list[str]:
     return [name for name in names if name in source.rest]
 
 
-class Search:
-    """One source's scores and the loop that trains them. `find_supermasks` checks what it is given, and runs it."""
+class Scores:
+    """One source's scores and the masks that they give. `find_supermasks` checks what it is given, and searches."""
 
-    def __init__(self, source: Ticket, settings: Supermask, recipe: Recipe, task: Task) -> None:
-        self.source, self.settings, self.recipe, self.task, self.seed = source, settings, recipe, task, source.seed
-        self.device, self.dtype = task.inputs.device, DTYPES[recipe.precision]
-        moved = source.to(self.device)
-        self.weights = {name: w.to(self.dtype) for name, w in moved.coefficients.items()}
-        # Buffers are written by BatchNorm, so they must be this search's own.
-        self.rest = {k: v.to(self.dtype).clone() if v.is_floating_point() else v.clone() for k, v in moved.rest.items()}
-        self.biases = {name: self.rest[name] for name in biases_of(source)} if settings.prune_biases else {}
+    def __init__(self, source: Ticket, settings: Supermask, device: torch.device, dtype: torch.dtype) -> None:
+        self.source, self.settings, self.seed, self.device, self.dtype = source, settings, source.seed, device, dtype
+        self.weights = {name: w.to(device, dtype) for name, w in source.coefficients.items()}
+        biases = biases_of(source) if settings.prune_biases else []
+        self.biases = {name: source.rest[name].to(device, dtype) for name in biases}
         self.frozen = {**self.weights, **self.biases}
         self.scores = {name: self._initial(name, tensor) for name, tensor in self.frozen.items()}
         self.removed: State = {}
         self.draws = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "supermask", "draws"))
-        self.module: nn.Module = skeleton(source.architecture)
 
     def _initial(self, name: str, tensor: Tensor) -> Tensor:
         draw = generator(self.seed, "supermask", "scores", name)
@@ -245,75 +240,7 @@ class Search:
             values[name] = bases[name] * masks[name]
         return values, bases
 
-    # ------------------------------------------------------------------------------------------------- the loop
-
-    def run(self, progress: str, stop: Event) -> SearchedMask:
-        """Trains the scores by the recipe's schedule; raises StoppedError once `stop` is set."""
-        examples, recipe = len(self.task.targets), self.recipe
-        total, each = recipe.steps(examples), recipe.steps_per_epoch(examples)
-        marks = {round(total * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)} | {total}
-        optimizer = Optimizer(list(self.scores.values()), recipe)
-        history: list[dict[str, float]] = []
-        losses: list[Tensor] = []
-        density = self.settings.density_at(0, total)
-        before = self.exact_masks(density)
-        for step in counted_steps(0, total, progress):
-            if stop.is_set():
-                raise StoppedError("another search failed")
-            if (now := self.settings.density_at(step, total)) != density:
-                # The last level ranks anew among the survivors of the one before, or its mask could never change.
-                if self.settings.method == "gem-miner" and now != self.settings.density:
-                    self.remove(now)
-                density = now
-            if step % each == 0:
-                self._start(step // each)
-            losses.append(self._step(optimizer, step % each, recipe.learning_rate_at(step, examples), density))
-            if not math.isfinite(float(losses[-1])):
-                raise FloatingPointError(
-                    f"the search diverged: the loss of seed {self.seed} (density {density:.4g}) is "
-                    f"{float(losses[-1])} at step {step} (a smaller learning rate may help)"
-                )
-            if step + 1 in marks:
-                train_loss = float(torch.stack(losses).mean())
-                losses.clear()
-                masks = self.exact_masks(density)
-                row = {"step": step + 1, "train_loss": train_loss} | self._judge(masks)
-                entries = sum(self.weights[name].numel() for name in self.weights)
-                row["density"] = sum(int(masks[name].sum()) for name in self.weights) / entries
-                row["changed"] = sum(int((masks[name] ^ before[name]).sum()) for name in self.weights) / entries
-                history.append(row)
-                before = masks
-        return SearchedMask(self._ticket(self.exact_masks(self.settings.density)), history)
-
-    def _start(self, epoch: int) -> None:
-        count = len(self.task.targets)
-        self.order = torch.randperm(count, generator=generator(self.seed, "order", epoch)).to(self.device)
-        if self.task.augmentation != "none":
-            flips, offsets = augmentation_draws(count, generator(self.seed, "augmentation", epoch))
-            self.flips, self.offsets = flips.to(self.device), offsets.to(self.device)
-
-    def _step(self, optimizer: Optimizer, position: int, rate: float, density: float) -> Tensor:
-        place = slice(position * self.recipe.batch_size, (position + 1) * self.recipe.batch_size)
-        chosen = self.order[place]
-        inputs = self.task.inputs.index_select(0, chosen)
-        if self.task.augmentation != "none":
-            inputs = augment(inputs, self.task.augmentation, self.flips[place], self.offsets[place])
-        inputs = inputs if self.task.prepare is None else self.task.prepare(inputs)
-        masks = self.training_masks(density, last=density == self.settings.density)
-        values, bases = self.effective(masks)
-        leaves = {name: value.requires_grad_() for name, value in values.items()}
-        self.module.train()
-        loss = _loss(self._outputs(leaves, inputs), self.task.targets[chosen]).mean()
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
-        for (name, score), gradient in zip(self.scores.items(), gradients, strict=True):
-            score.grad = self._straight_through(name, gradient, bases[name])
-        optimizer.step(rate)
-        if self.settings.method == "gem-miner":
-            for score in self.scores.values():
-                score.clamp_(0, 1)
-        return loss.detach()
-
-    def _straight_through(self, name: str, gradient: Tensor, base: Tensor) -> Tensor:
+    def straight_through(self, name: str, gradient: Tensor, base: Tensor) -> Tensor:
         """The gradient of a score from that of its effective weight, written into the latter's place."""
         score = self.scores[name]
         if self._by_magnitude:
@@ -324,43 +251,143 @@ class Search:
             return gradient.mul_(base).mul_(p * (1 - p))
         return gradient.mul_(base)
 
-    def _outputs(self, values: State, inputs: Tensor) -> Tensor:
-        if inputs.shape[1] > 1:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            outputs = functional_call(self.module, {**self.rest, **values}, (inputs.to(self.dtype),))
-        return outputs.to(self.dtype)
-
-    @torch.no_grad()
-    def _judge(self, masks: State, chunk: int = 1000) -> dict[str, float]:
-        values, _ = self.effective(masks)
-        self.module.eval()
-        parts = [self._outputs(values, part) for part in self.task.validation_inputs.split(chunk)]
-        outputs, targets = torch.cat(parts), self.task.validation_targets
-        row = {"validation_loss": float(_loss(outputs, targets).double().mean())}
-        if targets.dim() == 1:
-            row["validation_accuracy"] = 100 * float((outputs.argmax(1) == targets).double().mean())
-        return row
-
-    def _ticket(self, masks: State) -> Ticket:
-        """The source with the mask; what a method multiplies weights by goes into the coefficients."""
+    def ticket(self, masks: State, buffers: State) -> Ticket:
+        """The source with the mask and these buffers; what a method multiplies weights by goes into coefficients."""
         _, bases = self.effective(masks)
         kept = {name: mask.cpu() for name, mask in masks.items() if name in self.weights}
         coefficients = dict(self.source.coefficients)
         if self.settings.method == "biprop" or self.settings.rescale:
             coefficients = {name: bases[name].to(c.dtype).cpu() for name, c in coefficients.items()}
-        trained = {name for name, _ in self.module.named_parameters()}
         rest = dict(self.source.rest)
         for name, tensor in rest.items():
             if name in self.biases:
                 rest[name] = tensor * masks[name].cpu()
-            elif name not in trained:
-                rest[name] = self.rest[name].to(tensor.dtype).cpu()
+            elif name in buffers:
+                rest[name] = buffers[name].to(tensor.dtype).cpu().clone()
         return replace(self.source, coefficients=coefficients, rest=rest).with_masks(kept)
 
 
-def _loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy for classes, the squared error's mean over outputs for values: (batch,)."""
-    if targets.dim() == 1:
-        return F.cross_entropy(outputs, targets, reduction="none")
-    return (outputs - targets).square().mean(1)
+class Search:
+    """Sources of one group of `training.stacks` and the loop that trains their scores, all in one network."""
+
+    def __init__(self, sources: Sequence[Ticket], settings: Supermask, recipe: Recipe, task: Task) -> None:
+        self.settings, self.recipe, self.task = settings, recipe, task
+        self.device, self.dtype = task.inputs.device, DTYPES[recipe.precision]
+        self.scores = [Scores(source, settings, self.device, self.dtype) for source in sources]
+        self.net = network(sources, self.device, self.dtype)
+        self.searched = {name: (self.net.leaves | self.net.affine)[name] for name in self.scores[0].frozen}
+
+    def run(self, progress: str, stop: Event) -> list[SearchedMask]:
+        """Trains the scores by the recipe's schedule; raises StoppedError once `stop` is set."""
+        examples, recipe = len(self.task.targets), self.recipe
+        total, each = recipe.steps(examples), recipe.steps_per_epoch(examples)
+        marks = {round(total * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)} | {total}
+        optimizer = Optimizer([score for own in self.scores for score in own.scores.values()], recipe)
+        histories: list[list[dict[str, float]]] = [[] for _ in self.scores]
+        losses: list[Tensor] = []
+        density = self.settings.density_at(0, total)
+        before = [own.exact_masks(density) for own in self.scores]
+        for step in counted_steps(0, total, progress):
+            if stop.is_set():
+                raise StoppedError("another search failed")
+            if (now := self.settings.density_at(step, total)) != density:
+                # The last level ranks anew among the survivors of the one before, or its mask could never change.
+                if self.settings.method == "gem-miner" and now != self.settings.density:
+                    for own in self.scores:
+                        own.remove(now)
+                density = now
+            if step % each == 0:
+                self._start(step // each)
+            losses.append(self._step(optimizer, step % each, recipe.learning_rate_at(step, examples), density))
+            self._refuse_divergence(losses[-1], density, step)
+            if step + 1 in marks:
+                means = torch.stack(losses).mean(0).tolist()
+                losses.clear()
+                masks = [own.exact_masks(density) for own in self.scores]
+                judged = self._judge(masks)
+                for place, own in enumerate(self.scores):
+                    entries = sum(weight.numel() for weight in own.weights.values())
+                    changed = sum(int((masks[place][name] ^ before[place][name]).sum()) for name in own.weights)
+                    kept = sum(int(masks[place][name].sum()) for name in own.weights)
+                    shares = {"density": kept / entries, "changed": changed / entries}
+                    row = {"step": step + 1, "train_loss": means[place]} | judged[place] | shares
+                    histories[place].append(row)
+                before = masks
+        buffers = self.net.each(self.net.buffers)
+        return [
+            SearchedMask(own.ticket(own.exact_masks(self.settings.density), buffers[place]), histories[place])
+            for place, own in enumerate(self.scores)
+        ]
+
+    def _refuse_divergence(self, losses: Tensor, density: float, step: int) -> None:
+        for own, loss in zip(self.scores, losses.tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the search diverged: the loss of seed {own.seed} (density {density:.4g}) is "
+                    f"{loss} at step {step} (a smaller learning rate may help)"
+                )
+
+    def _start(self, epoch: int) -> None:
+        count, seeds = len(self.task.targets), [own.seed for own in self.scores]
+        orders = [torch.randperm(count, generator=generator(seed, "order", epoch)) for seed in seeds]
+        self.order = torch.stack(orders).to(self.device)
+        if self.task.augmentation != "none":
+            draws = [augmentation_draws(count, generator(seed, "augmentation", epoch)) for seed in seeds]
+            self.flips = torch.stack([flips for flips, _ in draws]).to(self.device)
+            self.offsets = torch.stack([offsets for _, offsets in draws]).to(self.device)
+
+    def _batch(self, position: int) -> tuple[Tensor, Tensor]:
+        """Inputs (sources, batch, ...) and targets (sources, batch, ...)."""
+        place = slice(position * self.recipe.batch_size, (position + 1) * self.recipe.batch_size)
+        chosen = self.order[:, place]
+        inputs = self.task.inputs.index_select(0, chosen.reshape(-1))
+        if self.task.augmentation != "none":
+            flips, offsets = self.flips[:, place].reshape(-1), self.offsets[:, place].reshape(-1, 2)
+            inputs = augment(inputs, self.task.augmentation, flips, offsets)
+        inputs = inputs if self.task.prepare is None else self.task.prepare(inputs)
+        return self.net.prepare(inputs.to(self.dtype)).unflatten(0, chosen.shape), self.task.targets[chosen]
+
+    def _step(self, optimizer: Optimizer, position: int, rate: float, density: float) -> Tensor:
+        inputs, targets = self._batch(position)
+        masks = [own.training_masks(density, last=density == self.settings.density) for own in self.scores]
+        effective = [own.effective(mask) for own, mask in zip(self.scores, masks, strict=True)]
+        self.net.put([values for values, _ in effective])
+        losses = self._losses(inputs, targets, training=True)[0]
+        gradients = torch.autograd.grad(losses.mean(1).sum(), list(self.searched.values()))
+        parts = self.net.each(dict(zip(self.searched, gradients, strict=True)))
+        for own, (_, bases), part in zip(self.scores, effective, parts, strict=True):
+            for name, score in own.scores.items():
+                score.grad = own.straight_through(name, part[name].contiguous(), bases[name])
+        optimizer.step(rate)
+        if self.settings.method == "gem-miner":
+            for own in self.scores:
+                for score in own.scores.values():
+                    score.clamp_(0, 1)
+        return losses.detach().double().mean(1)
+
+    def _losses(self, inputs: Tensor, targets: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
+        """Losses (sources, batch) and outputs: cross-entropy for classes, for values the squared error's mean."""
+        with autocast(self.recipe.precision, self.device):
+            outputs = self.net.forward(inputs, training)
+        if self.task.targets.dim() == 1:
+            return losses_of(outputs, targets), outputs
+        return (outputs.to(self.dtype) - targets).square().mean(-1), outputs
+
+    @torch.no_grad()
+    def _judge(self, masks: Sequence[State]) -> list[dict[str, float]]:
+        self.net.put([own.effective(mask)[0] for own, mask in zip(self.scores, masks, strict=True)])
+        count, right, losses = len(self.scores), [], []
+        for images, targets in zip(
+            self.task.validation_inputs.split(CHUNK), self.task.validation_targets.split(CHUNK), strict=True
+        ):
+            part = self.net.prepare(images.to(self.dtype))
+            every = targets.expand(count, *targets.shape)
+            # A real copy for each source: with stride 0 the products would round otherwise for one than for several.
+            loss, outputs = self._losses(part.expand(count, *part.shape).contiguous(), every, training=False)
+            losses.append(loss.double())
+            right.append(outputs.argmax(-1) == every if targets.dim() == 1 else torch.zeros_like(loss))
+        rows = [{"validation_loss": loss} for loss in torch.cat(losses, 1).mean(1).tolist()]
+        if self.task.targets.dim() == 1:
+            shares = torch.cat(right, 1).double().mean(1).tolist()
+            rows = [row | {"validation_accuracy": 100 * share} for row, share in zip(rows, shares, strict=True)]
+        return rows

@@ -118,6 +118,15 @@ class Network:
                 value = torch.where(self.masks[name], value, self.held[name])
             self.leaves[name].copy_(self._from_coefficients(name, value))
 
+    @torch.no_grad()
+    def put(self, states: Sequence[State]) -> None:
+        """Gives each ticket the values of its own state, for the leaves and other trained parameters that it names."""
+        for name in states[0]:
+            self._parameter(name).copy_(self._join([state[name] for state in states]))
+
+    def _parameter(self, name: str) -> Tensor:
+        return self.leaves[name] if name in self.leaves else self.affine[name]
+
     def each(self, state: State) -> list[State]:
         """Tensors with this network's leading axes as one state (of views) for each ticket."""
         return [{name: self._part(tensor, index) for name, tensor in state.items()} for index in range(self.count)]

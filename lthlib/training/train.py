@@ -24,7 +24,7 @@ from lthlib.ticket import Ticket
 from lthlib.training.batches import prepared
 from lthlib.training.loop import CHUNK, Evaluation, Trained, _evaluate, _Job
 from lthlib.training.mask_updates import MaskUpdates, refuse_unchangeable
-from lthlib.training.parallel import values_of
+from lthlib.training.parallel import Value, values_of
 from lthlib.training.proximal import Penalty
 from lthlib.training.recipe import DTYPES, Recipe
 from lthlib.training.stacks import groups, network, with_twins
@@ -83,7 +83,7 @@ def train(
         together = zip(beside, values_of([partial(run, stack) for stack in beside], data.device), strict=True)
         for stack, trained in chain(together, ((stack, run(stack, Event())) for stack in in_turn)):
             results |= zip([indices[i] for i in stack], trained, strict=True)
-            yield from _in_order(pending, results)
+            yield from in_order(pending, results)
 
     if store is None:
         return list(work(list(range(len(tickets)))))
@@ -103,7 +103,7 @@ def train(
     return store.compute(keys, work, _save, _load)
 
 
-def _in_order(pending: list[int], results: dict[int, Trained]) -> Iterator[Trained]:
+def in_order(pending: list[int], results: dict[int, Value]) -> Iterator[Value]:
     """Takes from both what is next in order and there."""
     while pending and pending[0] in results:
         yield results.pop(pending.pop(0))

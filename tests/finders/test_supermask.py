@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 from threading import Event
 
 import pytest
@@ -22,7 +23,7 @@ from lthlib.finders.supermask import (
     large_final_same_sign,
     random_source,
 )
-from lthlib.finders.supermask_search import Search
+from lthlib.finders.supermask_search import Scores, Search
 from lthlib.masks.counts import kept_count
 from lthlib.models.architecture import architecture
 from lthlib.models.initial import initial_state
@@ -131,10 +132,11 @@ def one_step(method: str, density: float, rate: float = 2.0, seed: int = 5):
     recipe = Recipe(
         learning_rate=rate, momentum=0.0, batch_size=6, epochs=1, schedule="constant", precision="fp64", evaluations=1
     )
-    search = Search(random_source(model, seed), Supermask(method, density, levels=0), recipe, task)
-    before = search.scores["1.weight"].clone()
+    search = Search([random_source(model, seed)], Supermask(method, density, levels=0), recipe, task)
+    (own,) = search.scores
+    before = own.scores["1.weight"].clone()
     search.run("", Event())
-    return search, images.flatten(1), before, search.scores["1.weight"]
+    return own, images.flatten(1), before, own.scores["1.weight"]
 
 
 def test_edge_popup_moves_scores_by_gradient_times_weight_times_input():
@@ -176,14 +178,14 @@ def test_scores_get_the_straight_through_gradient(method, density):
 
 
 def test_supermask_starts_at_the_density_asked_for():
-    search = Search(random_source(LENET, 0), Supermask("supermask", 0.2), SHORT, Task.of(DIGITS))
-    drawn = search.training_masks(0.2, last=True)
+    source = Scores(random_source(LENET, 0), Supermask("supermask", 0.2), torch.device("cpu"), torch.float32)
+    drawn = source.training_masks(0.2, last=True)
     share = sum(int(mask.sum()) for mask in drawn.values()) / sum(mask.numel() for mask in drawn.values())
     assert share == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / 1640) ** 0.5)
 
 
 def test_gem_miner_rounds_and_never_takes_back_what_it_removed():
-    search = Search(random_source(LENET, 0), Supermask("gem-miner", 0.05), SHORT, Task.of(DIGITS))
+    search = Scores(random_source(LENET, 0), Supermask("gem-miner", 0.05), torch.device("cpu"), torch.float32)
     rounded = search.training_masks(1.0, last=False)
     assert all(torch.equal(mask, search.scores[name] > 0.5) for name, mask in rounded.items())
     search.remove(0.3)
@@ -289,8 +291,8 @@ def test_values_are_fitted_by_the_squared_error():
 
 
 def test_a_replicate_is_the_same_again_and_whatever_is_beside_it():
-    sources = [random_source(LENET, seed) for seed in (0, 1, 2)]
-    for method in METHODS:
+    for model, method in product((LENET, architecture("resnet-8-w8", (1, 8, 8), 10)), METHODS):
+        sources = [random_source(model, seed) for seed in (0, 1, 2)]
         settings, recipe = Supermask(method, 0.3), short(method)
         together = find_supermasks(of_seeds(sources, [0, 1, 2]), settings, recipe, DIGITS)
         (alone,) = find_supermasks(of_seeds(sources[1:2], [1]), settings, recipe, DIGITS)
