@@ -169,7 +169,7 @@ def sketch_facts(
     )
 
 
-def draw_sketch(figure: FigureBase, facts: SketchFacts) -> Move:
+def draw_sketch(figure: FigureBase, facts: SketchFacts) -> Sequence[Move]:
     """Probabilities, one mask, error against density with theory, and the histogram of errors."""
     p = picture(figure, (0.01, 0.1, 0.14, 0.7), "probability", facts.p)
     mask = picture(figure, (0.17, 0.1, 0.14, 0.7), "one mask", facts.mask)
@@ -209,7 +209,7 @@ def draw_sketch(figure: FigureBase, facts: SketchFacts) -> Move:
         mean.set_xdata([middle_error, middle_error])
         return (p, mask, optimal, theory, bar, dot, steps, mean)
 
-    return move
+    return (move,)
 
 
 class SketchExplorer(Explorer):
