@@ -5,7 +5,7 @@ A dense network is pruned at any density, evaluated on the spot, and shown layer
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -28,6 +28,7 @@ from lthlib.masks.topk import keep_top
 from lthlib.randomness import generator
 from lthlib.ticket import State, Ticket, bases_for, forward_of
 from lthlib.training.loop import Trained
+from lthlib.training.parallel import on_cores, shares, side_by_side
 from lthlib.training.recipe import Recipe
 from lthlib.widgets import loaded
 from lthlib.widgets.background import Background, Cancelled, train_watched
@@ -47,6 +48,7 @@ from lthlib.widgets.scene import (
 
 SIZE = (10.8, 3.7)
 OF_RUN = "tickets of the run"
+SHARE = 1_000  # images for which a thread of their own pays
 LIVE = np.geomspace(0.005, 1, 12)  # densities of the curve without training
 
 
@@ -98,6 +100,7 @@ class Bench(Worked):
     """Loaded networks with what their settings share: bases, scores, normalised images."""
 
     results: tuple[Result, ...] = ()
+    cores: int = field(default_factory=torch.get_num_threads)
 
     @property
     def rules(self) -> list[str]:
@@ -146,13 +149,22 @@ class Bench(Worked):
         masks = self.masks(seed, basis, finder, density)
         return end.with_masks(masks), start.with_masks(masks)
 
-    @torch.inference_mode()
     def accuracy(self, ticket: Ticket) -> float:
         """Percent of the validation images that a network classifies as labelled, on the CPU."""
         dataset = self.source.dataset
         images = self.once("images", lambda: dataset.normalised("validation"))
-        logits = forward_of(ticket)(ticket.effective_coefficients(), images)
-        return 100 * float((logits.argmax(1) == dataset.validation.labels).float().mean())
+        labels, coefficients = dataset.validation.labels, ticket.effective_coefficients()
+
+        @torch.inference_mode()
+        def right(share: range, stop: Event | None = None) -> int:
+            part = slice(share.start, share.stop)
+            return int((forward_of(ticket)(coefficients, images[part]).argmax(1) == labels[part]).sum())
+
+        count = len(labels)
+        if (cores := min(self.cores, count // SHARE)) < 2:
+            return 100 * right(range(count)) / count
+        with on_cores(cores):
+            return 100 * sum(side_by_side([partial(right, share) for share in shares(count)])) / count
 
     def curve(self, seed: int, basis: str, finder: str) -> tuple[np.ndarray, np.ndarray]:
         """Validation accuracy of live pruning at some densities."""
