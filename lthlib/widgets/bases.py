@@ -25,16 +25,7 @@ from lthlib.training.recipe import Recipe
 from lthlib.widgets import loaded
 from lthlib.widgets.explorer import Explorer, density_slider, dropdown, slider
 from lthlib.widgets.loaded import RULES, Loaded, Worked, fitting, initial
-from lthlib.widgets.scene import (
-    SIGNED,
-    Facts,
-    Move,
-    coarse,
-    filters,
-    kernels_beside,
-    picture,
-    scale_about_zero,
-)
+from lthlib.widgets.scene import SIGNED, Facts, Move, coarse, filters, kernels_beside, picture, scale_about_zero
 
 SIZE = (10.8, 3.6)
 WEIGHTS = ("trained", "initial", "training delta")
