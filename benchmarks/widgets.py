@@ -80,8 +80,8 @@ def rows_of(name: str, times: Sequence[float]) -> list[Row]:
     """Median and 95th percentile with their goals."""
     worst = statistics.quantiles(times, n=20)[-1]
     return [
-        Row(f"{name}: median of {len(times)}", statistics.median(times), "ms", goal="<= 100"),
-        Row(f"{name}: 95th percentile", worst, "ms", goal="<= 200"),
+        Row(f"{name}: median of {len(times)}", statistics.median(times), "ms", goal="<= 50"),
+        Row(f"{name}: 95th percentile", worst, "ms", goal="<= 100"),
     ]
 
 

@@ -8,6 +8,7 @@ many cores there are.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from threading import Event
 from typing import TypeVar
@@ -30,6 +31,17 @@ def shares(count: int, workers: int, highest: int | None = None) -> list[range]:
     parts = max(1, min(count, rounds * workers))
     bounds = [round(part * count / parts) for part in range(parts + 1)]
     return [range(low, high) for low, high in pairwise(bounds)]
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Meanwhile torch computes on so many cores in this thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def side_by_side(tasks: Sequence[Callable[[Event], Value]]) -> Iterator[Value]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from threading import Event, Thread
 
+import torch
+
 from lthlib.data import Dataset
 from lthlib.ticket import State, Ticket
 from lthlib.training.loop import Trained
@@ -75,9 +77,12 @@ class Background:
         """Runs `work(stop)`, then `ended(value, None)` or `ended(None, error)`; False where a job is under way."""
         if self.running:
             return False
-        stop = self._stop = Event()
+        stop, threads = Event(), torch.get_num_threads()
+        self._stop = stop
 
         def run() -> None:
+            # A new thread would take over the one core of a redraw that is under way.
+            torch.set_num_threads(threads)
             value: object = None
             error: BaseException | None = None
             try:

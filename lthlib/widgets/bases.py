@@ -25,7 +25,7 @@ from lthlib.training.recipe import Recipe
 from lthlib.widgets import loaded
 from lthlib.widgets.explorer import Explorer, density_slider, dropdown, slider
 from lthlib.widgets.loaded import RULES, Loaded, Worked, fitting, initial
-from lthlib.widgets.scene import Facts, Move, coarse, filters, kernels_beside, picture
+from lthlib.widgets.scene import SIGNED, Facts, Move, coarse, filters, kernels_beside, picture, scale_about_zero
 
 SIZE = (10.8, 3.6)
 WEIGHTS = ("trained", "initial", "training delta")
@@ -56,7 +56,8 @@ class Rotation:
         turned = self.q.T.copy()
         x, y = self.q.T[self.first], self.q.T[self.second]
         turned[self.first], turned[self.second] = cosine * x + sine * y, cosine * y - sine * x
-        return self.q @ turned
+        # torch's product, not numpy's: it keeps to the cores that torch is given.
+        return (torch.from_numpy(self.q) @ torch.from_numpy(turned)).numpy()
 
 
 def rotation(matrix: Array) -> Rotation:
@@ -173,6 +174,13 @@ class Turns(Worked):
         return target, self.once((seed, rule, layer), lambda: rotations(target))
 
 
+def curve_of(coefficients: Tensor) -> tuple[Array, Array]:
+    """The energy curve at `POINTS` fractions, evenly spaced on a log scale."""
+    fractions, energy = energy_curve([coefficients])
+    chosen = np.unique(np.geomspace(1, len(energy), POINTS).round().astype(int)) - 1
+    return fractions.numpy()[chosen], energy.numpy()[chosen]
+
+
 def basis_facts(
     turns: Turns, *, basis: str, turn: float, layer: str, weights: str, density: float, seed: int
 ) -> BasisFacts:
@@ -188,14 +196,11 @@ def basis_facts(
     half = partway(target, along, turn)
     coefficients = half.analyse(weight)
     rebuilt = half.synthesise(largest(coefficients, density))
-    fractions, curves = None, []
-    for values in (weight, coefficients, target.analyse(weight)):
-        at, energy = energy_curve([values])
-        chosen = np.unique(np.geomspace(1, len(at), POINTS).round().astype(int)) - 1
-        fractions = at.numpy()[chosen]
-        curves.append(energy.numpy()[chosen])
-    assert fractions is not None
-    shares = [float(np.interp(density, fractions, curve)) for curve in curves]
+    fractions, now = curve_of(coefficients)
+    canonical, wanted = turns.once(
+        ("curves", seed, basis, layer, weights), lambda: (curve_of(weight)[1], curve_of(target.analyse(weight))[1])
+    )
+    shares = [float(np.interp(density, fractions, curve)) for curve in (canonical, now, wanted)]
     readout = (
         f"{layer}, {weights}: the largest {100 * density:.3g} % of coefficients hold {100 * shares[1]:.1f} % of the "
         f"energy at {100 * turn:.0f} % of the way to {basis}; canonical {100 * shares[0]:.1f} %, "
@@ -205,12 +210,13 @@ def basis_facts(
     shape = tuple(turns.source.dataset.input_shape)
     return BasisFacts(
         readout=readout,
-        background=(basis, layer, weights, seed),
+        background=layer,
+        held=(basis, weights, seed),
         density=density,
         fractions=fractions,
-        canonical=curves[0],
-        now=curves[1],
-        target=curves[2],
+        canonical=canonical,
+        now=now,
+        target=wanted,
         share=shares[1],
         coefficients=coarse(kernels_beside(coefficients.abs().numpy()), 100),
         weights=filters(weight.numpy(), shape),
@@ -219,24 +225,31 @@ def basis_facts(
     )
 
 
-def draw_basis(figure: FigureBase, facts: BasisFacts) -> Move:
+def draw_basis(figure: FigureBase, facts: BasisFacts) -> Sequence[Move]:
     """Energy curves, magnitudes of the coefficients, weights, and weights rebuilt from the largest coefficients."""
     axes = figure.add_axes((0.06, 0.17, 0.33, 0.66))
     axes.set(xscale="log", xlim=(facts.fractions[0], 1), ylim=(0, 1.02), title="Energy compaction")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
     axes.minorticks_off()
-    axes.plot(facts.fractions, facts.canonical, color=BLACK, linestyle="--", label="canonical")
-    axes.plot(facts.fractions, facts.target, color=GREY, linestyle=":", label=facts.title)
+    (canonical,) = axes.plot([], [], color=BLACK, linestyle="--", label="canonical")
+    (target,) = axes.plot([], [], color=GREY, linestyle=":")
     axes.set(xlabel="largest coefficients, % of all (log)", ylabel="energy they hold, %")
     (curve,) = axes.plot([], [], color=BLUE, linewidth=2.2, label="on the way")
     (mark,) = axes.plot([], [], "o", mfc="none", mec=RED, mew=2, ms=9)
-    axes.legend(loc="upper left", fontsize=8)
     magnitudes = picture(
         figure, (0.42, 0.08, 0.18, 0.74), "magnitude of coefficients", facts.coefficients, aspect="auto", vmin=0
     )
-    picture(figure, (0.63, 0.08, 0.17, 0.74), "weights", facts.weights, facts.weights)
-    rebuilt = picture(figure, (0.82, 0.08, 0.17, 0.74), "from the largest", facts.rebuilt, facts.weights)
+    weights = picture(figure, (0.63, 0.08, 0.17, 0.74), "weights", facts.weights, cmap=SIGNED)
+    rebuilt = picture(figure, (0.82, 0.08, 0.17, 0.74), "from the largest", facts.rebuilt, cmap=SIGNED)
+
+    def hold(now: BasisFacts) -> Sequence[Artist]:
+        canonical.set_data(now.fractions, now.canonical)
+        target.set_data(now.fractions, now.target)
+        target.set_label(now.title)
+        weights.set_data(now.weights)
+        scale_about_zero(weights, now.weights)
+        return (canonical, target, axes.legend(loc="upper left", fontsize=8), weights)
 
     def move(now: BasisFacts) -> Sequence[Artist]:
         curve.set_data(now.fractions, now.now)
@@ -244,9 +257,10 @@ def draw_basis(figure: FigureBase, facts: BasisFacts) -> Move:
         magnitudes.set_data(now.coefficients)
         magnitudes.set_clim(0, float(now.coefficients.max()) or 1.0)
         rebuilt.set_data(now.rebuilt)
+        scale_about_zero(rebuilt, now.weights)
         return (curve, mark, magnitudes, rebuilt)
 
-    return move
+    return (hold, move)
 
 
 class BasisExplorer(Explorer):

@@ -10,9 +10,9 @@ from textwrap import fill
 from typing import Any
 
 import ipywidgets as controls
-import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
+from matplotlib.collections import LineCollection
 from matplotlib.figure import FigureBase
 
 from lthlib.errors import InputError, unknown
@@ -91,7 +91,8 @@ def claim_facts(
     if chosen is not None:
         readout += f"; {key_of(chosen)}: {chosen['verdict']}, estimate {interval_text(chosen)}, n = {chosen['n']}"
     most = max(sizes.values(), default=1)
-    return ClaimFacts(readout, runs, runs, most, counts, tuple(map(key_of, passed)), chosen)
+    keys = tuple(map(key_of, passed))
+    return ClaimFacts(readout, runs, runs, most, counts, keys, chosen, held=_told(chosen))
 
 
 def interval_text(record: Record) -> str:
@@ -101,18 +102,19 @@ def interval_text(record: Record) -> str:
     return f"{estimate} [{low}, {high}]"
 
 
-def draw_claims(figure: FigureBase, facts: ClaimFacts) -> Move:
+def draw_claims(figure: FigureBase, facts: ClaimFacts) -> Sequence[Move]:
     """Verdicts by run, and the chosen claim with its estimate and interval."""
     axes = figure.add_axes((0.25, 0.15, 0.22, 0.68))
-    places = np.arange(len(facts.runs))
+    places = range(len(facts.runs))
     axes.set_yticks(places, facts.runs, fontsize=8.5)
     axes.set_ylim(len(facts.runs) - 0.4, -0.6)
     axes.set(xlim=(0, facts.most * 1.05), xlabel="claims")
     axes.set_title("Verdicts by run")
-    bars = {}
+    bars: dict[str, LineCollection] = {}
     for kind in VERDICTS:
         axes.plot([], [], "s", color=COLOURS[kind], label=kind)
-        bars[kind] = [axes.plot([], [], color=COLOURS[kind], lw=13, solid_capstyle="butt")[0] for _ in facts.runs]
+        bars[kind] = LineCollection([], colors=COLOURS[kind], linewidths=13, capstyle="butt")
+        axes.add_collection(bars[kind])
     axes.legend(loc="upper left", bbox_to_anchor=(-1.15, -0.08), fontsize=8, ncols=3)
     text = figure.text(0.52, 0.93, "", va="top", fontsize=9.5)
     right = figure.add_axes((0.56, 0.15, 0.42, 0.16))
@@ -122,20 +124,23 @@ def draw_claims(figure: FigureBase, facts: ClaimFacts) -> Move:
     (bar,) = right.plot([], [], color=BLUE, linewidth=3)
     (dot,) = right.plot([], [], "o", color=BLUE, ms=9)
 
+    def hold(now: ClaimFacts) -> Sequence[Artist]:
+        text.set_text(str(now.held))
+        return (text,)
+
     def move(now: ClaimFacts) -> Sequence[Artist]:
-        starts = np.zeros(len(now.runs))
+        ends = [0] * len(now.runs)
         for kind in VERDICTS:
-            for place, count in enumerate(now.counts[kind]):
-                bars[kind][place].set_data([starts[place], starts[place] + count], [place, place])
-                starts[place] += count
-        text.set_text(_told(now.claim))
+            starts, ends = ends, [start + count for start, count in zip(ends, now.counts[kind], strict=True)]
+            rows = zip(places, starts, ends, strict=True)
+            bars[kind].set_segments([[(start, place), (end, place)] for place, start, end in rows])
         at = _places(now.claim)
         zero.set_data(*(([at["zero"]] * 2, [-1, 1]) if at else ([], [])))
         bar.set_data(*(([at["low"], at["high"]], [0, 0]) if "low" in at else ([], [])))
         dot.set_data(*(([at["estimate"]], [0]) if at else ([], [])))
-        return (*(line for kind in VERDICTS for line in bars[kind]), text, zero, bar, dot)
+        return (*bars.values(), zero, bar, dot)
 
-    return move
+    return (hold, move)
 
 
 def _told(claim: Record | None) -> str:

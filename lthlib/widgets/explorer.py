@@ -19,6 +19,7 @@ from ipywidgets import Widget
 
 from lthlib.errors import InputError
 from lthlib.evidence.style import Chart
+from lthlib.training.parallel import on_cores
 from lthlib.widgets.scene import Draw, Facts, Painter, Size, figure_of, stacked
 
 BATCH = "LTH_BATCH"
@@ -102,7 +103,8 @@ class Explorer:
 
     def redraw(self) -> None:
         """Shows the settings as they are now; a mistake is told in one line and the last picture stays."""
-        with self._lock, self.busy("drawing"):
+        # On one core: at each end of many small steps, threads would wait for a core that other work holds.
+        with self._lock, self.busy("drawing"), on_cores(1):
             facts = self.facts(**self.settings)
             self.image.value = self._painter.png(facts)
             self.numbers.value = f'<span class="lth-readout" role="status">{html.escape(facts.readout)}</span>'

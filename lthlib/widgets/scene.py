@@ -1,18 +1,20 @@
 """Figures that answer a slider at once: what stays is drawn once, what moves is drawn over it.
 
 An explorer is two pure functions. `facts(material, **settings)` computes all that one setting shows, as a frozen
-dataclass with a `readout`, one line of text, and a `background`, which names what the standing part of the figure
-depends on. `draw(figure, facts)` draws that standing part and returns a function that puts the moving artists where
-other facts of the same background want them. Static figures, sliders and tests share both.
+dataclass with a `readout`, one line of text, a `background`, which names what the standing part of the figure depends
+on, and `held`, which names what is drawn over it and changes with some controls only. `draw(figure, facts)` draws the
+standing part and returns functions that put artists where other facts of the same background want them: the last the
+artists that every event moves, those before it the held ones, which nothing else may touch: they are not called where
+a picture of the same held ones is kept. Static figures, sliders and tests share both.
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from textwrap import fill
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -27,27 +29,33 @@ from lthlib.evidence.style import Chart, style
 
 DPI = 88
 UNITS = 12  # filters shown
-BACKGROUNDS = 6  # kept at a time; each is a picture of about a megabyte
+SIGNED = "PuOr"  # colours about zero
+BACKGROUNDS, HELD = 6, 12  # pictures kept at a time, each of about a megabyte
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What one setting shows: its numbers in one line of plain text; `background` is equal where only artists move."""
+    """What one setting shows: its numbers in one line of plain text; `background` is equal where only artists move.
+
+    Of these, the held ones stay where `held` is equal too.
+    """
 
     readout: str
     background: Hashable
+    held: Hashable = field(default=None, kw_only=True)
 
 
 Move = Callable[[Any], Sequence[Artist]]
-Draw = Callable[[FigureBase, Any], Move]
+Draw = Callable[[FigureBase, Any], Sequence[Move]]
 Size = tuple[float, float]
+Value = TypeVar("Value")
 
 
 def figure_of(draw: Draw, facts: Facts, size: Size) -> Chart:
     """The whole figure at one setting, `size` in inches."""
     figure = Chart(figsize=size)
     with style():
-        draw(figure, facts)(facts)
+        _moved(draw(figure, facts), facts)
     return figure
 
 
@@ -57,45 +65,72 @@ def stacked(draw: Draw, listed: Sequence[Facts], size: Size) -> Chart:
     with style():
         parts = figure.subfigures(len(listed), 1, squeeze=False)[:, 0]
         for part, facts in zip(parts, listed, strict=True):
-            draw(part, facts)(facts)
+            _moved(draw(part, facts), facts)
             part.text(0.01, 0.99, fill(facts.readout, int(14 * size[0])), fontsize=9.5, color="#444444", va="top")
     return figure
 
 
 class Painter:
-    """Renders facts as PNG; the standing parts of the last few backgrounds are kept as pictures."""
+    """Renders facts as PNG; the last few standing parts, and the held artists over them, are kept as pictures."""
 
     def __init__(self, draw: Draw, size: Size) -> None:
         self.draw, self.size = draw, size
-        self._kept: OrderedDict[Hashable, tuple[FigureCanvasAgg, Any, Move]] = OrderedDict()
+        self._standing: OrderedDict[Hashable, tuple[FigureCanvasAgg, Any, Sequence[Move]]] = OrderedDict()
+        self._held: OrderedDict[Hashable, Any] = OrderedDict()
 
     def png(self, facts: Facts) -> bytes:
         """The figure at these facts, `DPI` dots an inch."""
         with style():
-            kept = self._kept.pop(facts.background, None) or self._standing(facts)
-            self._kept[facts.background] = kept
-            while len(self._kept) > BACKGROUNDS:
-                self._kept.popitem(last=False)
-            canvas, picture, move = kept
+            kept = _kept(self._standing, facts.background, lambda: self._stand(facts), BACKGROUNDS)
+            canvas, standing, (*holds, move) = kept
+
+            def hold() -> Any:
+                canvas.restore_region(standing)
+                _draw(canvas, _moved(holds, facts))
+                return canvas.copy_from_bbox(canvas.figure.bbox)
+
+            picture = _kept(self._held, (facts.background, facts.held), hold, HELD) if holds else standing
             canvas.restore_region(picture)
-            renderer = canvas.get_renderer()
-            for artist in sorted(move(facts), key=Artist.get_zorder):
-                artist.set_visible(True)
-                artist.draw(renderer)
+            _draw(canvas, move(facts))
         with BytesIO() as buffer:
-            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-            Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+            # Read in place: an array with the alpha cut off would be copied twice.
+            size = canvas.get_width_height()
+            pixels = Image.frombuffer("RGBA", size, canvas.buffer_rgba(), "raw", "RGBA", 0, 1).convert("RGB")
+            pixels.save(buffer, "png", compress_level=1)
             return buffer.getvalue()
 
-    def _standing(self, facts: Facts) -> tuple[FigureCanvasAgg, Any, Move]:
+    def _stand(self, facts: Facts) -> tuple[FigureCanvasAgg, Any, Sequence[Move]]:
         figure = Chart(figsize=self.size, dpi=DPI)
         canvas = FigureCanvasAgg(figure)
-        move = self.draw(figure, facts)
+        moves = self.draw(figure, facts)
         # Not set_animated: matplotlib draws animated images all the same.
-        for artist in move(facts):
+        moving = _moved(moves, facts)
+        for artist in moving:
             artist.set_visible(False)
         canvas.draw()
-        return canvas, canvas.copy_from_bbox(figure.bbox), move
+        # A legend that is held shows its entries as visible as their artists are.
+        for artist in moving:
+            artist.set_visible(True)
+        return canvas, canvas.copy_from_bbox(figure.bbox), moves
+
+
+def _moved(moves: Sequence[Move], facts: Facts) -> list[Artist]:
+    return [artist for move in moves for artist in move(facts)]
+
+
+def _draw(canvas: FigureCanvasAgg, artists: Sequence[Artist]) -> None:
+    renderer = canvas.get_renderer()
+    for artist in sorted(artists, key=Artist.get_zorder):
+        artist.draw(renderer)
+
+
+def _kept(store: OrderedDict[Hashable, Value], key: Hashable, make: Callable[[], Value], most: int) -> Value:
+    """The value under a key, made where there is none; of more than `most`, the one not asked for longest goes."""
+    value = store.pop(key) if key in store else make()
+    store[key] = value
+    while len(store) > most:
+        store.popitem(last=False)
+    return value
 
 
 def log_percent(axes: Axes, ticks: Sequence[float], *, falling: bool = True) -> None:
@@ -112,10 +147,10 @@ def picture(
     rectangle: tuple[float, float, float, float],
     title: str,
     image: np.ndarray,
-    signed_like: np.ndarray | None = None,
+    cmap: str = "gray_r",
     **options: Any,
 ) -> AxesImage:
-    """An image under a title, in grey (black: most), or in two hues about zero on the scale of `signed_like`.
+    """An image under a title, in grey (black: most) or other colours.
 
     `rectangle`: left, bottom, width, height in [0, 1].
     """
@@ -124,11 +159,13 @@ def picture(
     axes.grid(visible=False)
     axes.set_title(title, fontsize=10)
     axes.spines[:].set_visible(False)
-    if signed_like is not None:
-        extent = float(np.nanmax(np.abs(signed_like))) or 1.0
-        options = {"vmin": -extent, "vmax": extent} | options
-    cmap = "gray_r" if signed_like is None else "PuOr"
     return axes.imshow(image, cmap=cmap, interpolation="nearest", **options)
+
+
+def scale_about_zero(image: AxesImage, like: np.ndarray) -> None:
+    """Colours for values as far from zero, on both sides, as those of `like` are."""
+    extent = float(np.nanmax(np.abs(like))) or 1.0
+    image.set_clim(-extent, extent)
 
 
 def filters(weight: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:

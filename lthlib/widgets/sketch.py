@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ DENSITIES = np.geomspace(0.03, 1, 14)
 LOW, HIGH = 1e-3, 30.0  # relative errors shown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """X (d, n) float64 on the CPU, initial weights w (d,), trained ones w_star, and how to show d features: (h, w)."""
 
@@ -47,12 +47,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class SketchFacts(Facts):
-    """Relative errors of `DRAWS` masks at one setting, and what theory expects at all densities (None: no formula)."""
+    """Relative errors of `DRAWS` masks at one setting, and what theory expects at all densities (NaN: no formula)."""
 
     density: float
     errors: np.ndarray
     mean: tuple[float, float, float]
-    theory: np.ndarray | None
+    theory: np.ndarray
     best: np.ndarray
     p: np.ndarray
     mask: np.ndarray
@@ -107,6 +107,13 @@ def expected(problem: Problem, p: Tensor, sampler: str, count: int) -> float | N
     return error / float((x.T @ w).square().sum())
 
 
+@lru_cache(maxsize=64)
+def _curve(problem: Problem, score: str, sampler: str, tau: float) -> np.ndarray:
+    """The `expected` errors at `DENSITIES` (NaN: no formula), which most controls leave alone."""
+    p = probabilities(problem, score, tau)
+    return np.array([expected(problem, p, sampler, max(1, round(at * len(p)))) for at in DENSITIES], float)
+
+
 def drawn(problem: Problem, p: Tensor, sampler: str, count: int, seed: int) -> Tensor:
     """Masks (draws, d) of a sampler; one for top-k. Raises InputError for an unknown sampler."""
     source = generator(seed, "explorer", "masks")
@@ -138,10 +145,6 @@ def sketch_facts(
     p = probabilities(problem, score, tau)
     masks = drawn(problem, p, sampler, max(1, round(density * size)), seed)
     errors = sketching.relative_error(x, w, masks).numpy()
-    counts = [max(1, round(at * size)) for at in DENSITIES]
-    curve = [expected(problem, p, sampler, count) for count in counts]
-    optimal = sketching.distribution("optimal", x, w)
-    best = [expected(problem, optimal, SAMPLERS[2], count) for count in counts]
     theory = expected(problem, p, sampler, max(1, round(density * size)))
     interval = mean_interval(errors) if len(errors) > 1 else None
     measured = (
@@ -162,14 +165,14 @@ def sketch_facts(
         density=density,
         errors=errors,
         mean=(float(errors.mean()), low, high),
-        theory=None if curve[0] is None else np.array(curve, float),
-        best=np.array(best, float),
+        theory=_curve(problem, score, sampler, tau),
+        best=_curve(problem, "optimal", SAMPLERS[2], 1.0),
         p=p.numpy().reshape(problem.shape),
         mask=masks[0].numpy().reshape(problem.shape),
     )
 
 
-def draw_sketch(figure: FigureBase, facts: SketchFacts) -> Move:
+def draw_sketch(figure: FigureBase, facts: SketchFacts) -> Sequence[Move]:
     """Probabilities, one mask, error against density with theory, and the histogram of errors."""
     p = picture(figure, (0.01, 0.1, 0.14, 0.7), "probability", facts.p)
     mask = picture(figure, (0.17, 0.1, 0.14, 0.7), "one mask", facts.mask)
@@ -200,7 +203,7 @@ def draw_sketch(figure: FigureBase, facts: SketchFacts) -> Move:
         mask.set_data(now.mask)
         mask.set_clim(0, max(float(now.mask.max()), 1e-12))
         optimal.set_ydata(now.best)
-        theory.set_data(DENSITIES, np.full(len(DENSITIES), np.nan) if now.theory is None else now.theory)
+        theory.set_ydata(now.theory)
         middle_error, low, high = np.clip(now.mean, LOW, HIGH)
         dot.set_data([now.density], [middle_error])
         bar.set_data([now.density] * 2, [low, high])
@@ -209,7 +212,7 @@ def draw_sketch(figure: FigureBase, facts: SketchFacts) -> Move:
         mean.set_xdata([middle_error, middle_error])
         return (p, mask, optimal, theory, bar, dot, steps, mean)
 
-    return move
+    return (move,)
 
 
 class SketchExplorer(Explorer):

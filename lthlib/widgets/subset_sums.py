@@ -131,7 +131,7 @@ def walk(chosen: np.ndarray, target: float) -> np.ndarray:
     return np.array(sums)
 
 
-def draw_subset(figure: FigureBase, facts: SubsetFacts) -> Move:
+def draw_subset(figure: FigureBase, facts: SubsetFacts) -> Sequence[Move]:
     """The kept numbers as steps on the number line, and the share of draws that miss a tolerance."""
     axes = figure.add_axes((0.03, 0.17, 0.47, 0.68))
     axes.set(xlim=(-2.1, 2.1), ylim=(-1.2, 13), yticks=[], xlabel="number line")
@@ -172,7 +172,7 @@ def draw_subset(figure: FigureBase, facts: SubsetFacts) -> Move:
         miss.set_data([max(now.error, LOW)], [0])
         return (target, all_of, chosen, steps, end, theory, measured, tolerance, miss)
 
-    return move
+    return (move,)
 
 
 class SubsetSumExplorer(Explorer):

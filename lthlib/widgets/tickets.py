@@ -5,7 +5,7 @@ A dense network is pruned at any density, evaluated on the spot, and shown layer
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from matplotlib.artist import Artist
 from matplotlib.figure import FigureBase
+from torch import Tensor
 
 from lthlib.basis import valid_rules
 from lthlib.data import Dataset
@@ -28,15 +29,27 @@ from lthlib.masks.topk import keep_top
 from lthlib.randomness import generator
 from lthlib.ticket import State, Ticket, bases_for, forward_of
 from lthlib.training.loop import Trained
+from lthlib.training.parallel import on_cores, side_by_side
 from lthlib.training.recipe import Recipe
 from lthlib.widgets import loaded
 from lthlib.widgets.background import Background, Cancelled, train_watched
 from lthlib.widgets.explorer import Explorer, Row, density_slider, dropdown, labelled, one_line
 from lthlib.widgets.loaded import RULES, Loaded, Worked, fitting, initial
-from lthlib.widgets.scene import Facts, Move, coarse, filters, kernels_beside, log_percent, picture
+from lthlib.widgets.scene import (
+    SIGNED,
+    Facts,
+    Move,
+    coarse,
+    filters,
+    kernels_beside,
+    log_percent,
+    picture,
+    scale_about_zero,
+)
 
 SIZE = (10.8, 3.7)
 OF_RUN = "tickets of the run"
+SHARE = 1_250  # images that are evaluated at a time: fewer cost more to hand over than another core saves
 LIVE = np.geomspace(0.005, 1, 12)  # densities of the curve without training
 
 
@@ -88,6 +101,7 @@ class Bench(Worked):
     """Loaded networks with what their settings share: bases, scores, normalised images."""
 
     results: tuple[Result, ...] = ()
+    cores: int = field(default_factory=torch.get_num_threads)
 
     @property
     def rules(self) -> list[str]:
@@ -136,13 +150,21 @@ class Bench(Worked):
         masks = self.masks(seed, basis, finder, density)
         return end.with_masks(masks), start.with_masks(masks)
 
-    @torch.inference_mode()
     def accuracy(self, ticket: Ticket) -> float:
         """Percent of the validation images that a network classifies as labelled, on the CPU."""
         dataset = self.source.dataset
         images = self.once("images", lambda: dataset.normalised("validation"))
-        logits = forward_of(ticket)(ticket.effective_coefficients(), images)
-        return 100 * float((logits.argmax(1) == dataset.validation.labels).float().mean())
+        labels, coefficients = dataset.validation.labels, ticket.effective_coefficients()
+
+        @torch.inference_mode()
+        def right(x: Tensor, y: Tensor, stop: Event | None = None) -> int:
+            return int((forward_of(ticket)(coefficients, x).argmax(1) == y).sum())
+
+        parts = list(zip(images.split(SHARE), labels.split(SHARE), strict=True))
+        if len(parts) == 1 or self.cores == 1:
+            return 100 * sum(right(*part) for part in parts) / len(labels)
+        with on_cores(self.cores):
+            return 100 * sum(side_by_side([partial(right, *part) for part in parts])) / len(labels)
 
     def curve(self, seed: int, basis: str, finder: str) -> tuple[np.ndarray, np.ndarray]:
         """Validation accuracy of live pruning at some densities."""
@@ -207,7 +229,8 @@ def ticket_facts(
     shape = tuple(pruned.architecture.input_shape)
     return TicketFacts(
         readout="; ".join(parts),
-        background=(seed, basis, finder, layer, live, len(results)),
+        background=layer,
+        held=(seed, basis, finder, live, len(results)),
         density=pruned.density,
         accuracy=accuracy,
         curve=bench.curve(seed, basis, finder) if live else (np.zeros(0), np.zeros(0)),
@@ -244,22 +267,12 @@ def mask_picture(ticket: Ticket, layer: str) -> np.ndarray:
     return coarse(kernels_beside(mask.float().numpy()))
 
 
-def draw_ticket(figure: FigureBase, facts: TicketFacts) -> Move:
+def draw_ticket(figure: FigureBase, facts: TicketFacts) -> Sequence[Move]:
     """Accuracy against density, density of each layer, mask, dense and effective filters."""
     axes = figure.add_axes((0.055, 0.17, 0.275, 0.66))
-    look = looks([*facts.measured])
-    for arm, points in facts.measured.items():
-        colour, marker, line = look[arm]
-        axes.plot(points[:, 0], points[:, 1], color=colour, marker=marker, linestyle=line, ms=4, label=arm)
-    if len(facts.curve[0]):
-        axes.plot(*facts.curve, color=GREY, linestyle="--", marker=".", label="pruned live, untrained")
-    for at, accuracy in facts.results:
-        axes.plot(at, accuracy, marker="*", ms=13, color=ORANGE, linestyle="")
     log_percent(axes, (1, 0.1, 0.01))
     axes.set(xlim=(1.15, 0.004), ylim=(0, 103), xlabel="density, % (log scale)", ylabel="validation accuracy, %")
     axes.set_title(f"Accuracy, {facts.label}")
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="lower left", fontsize=8)
     (mark,) = axes.plot([0.1, 0.1], [0, 103], color=RED, linewidth=1, zorder=5)
     (point,) = axes.plot([], [], marker="o", ms=9, mfc="none", mec=RED, mew=2, linestyle="", zorder=6)
     (near,) = axes.plot([], [], marker="s", ms=9, mfc="none", mec=BLUE, mew=2, linestyle="", zorder=6)
@@ -277,8 +290,26 @@ def draw_ticket(figure: FigureBase, facts: TicketFacts) -> Move:
 
     top = max(float(facts.mask.max()), 1e-9)
     mask = picture(figure, (0.605, 0.1, 0.12, 0.72), "kept (black: most)", facts.mask, vmin=0, vmax=top)
-    picture(figure, (0.74, 0.1, 0.12, 0.72), "dense weights", facts.dense, facts.dense)
-    effective = picture(figure, (0.875, 0.1, 0.12, 0.72), "effective weights", facts.effective, facts.dense)
+    dense = picture(figure, (0.74, 0.1, 0.12, 0.72), "dense weights", facts.dense, cmap=SIGNED)
+    effective = picture(figure, (0.875, 0.1, 0.12, 0.72), "effective weights", facts.effective, cmap=SIGNED)
+    curves: list[Artist] = []
+
+    def hold(now: TicketFacts) -> Sequence[Artist]:
+        while curves:
+            curves.pop().remove()
+        look = looks([*now.measured])
+        for arm, points in now.measured.items():
+            colour, marker, line = look[arm]
+            curves.extend(axes.plot(*points.T, color=colour, marker=marker, linestyle=line, ms=4, label=arm))
+        if len(now.curve[0]):
+            curves.extend(axes.plot(*now.curve, color=GREY, linestyle="--", marker=".", label="pruned live, untrained"))
+        for at, accuracy in now.results:
+            curves.extend(axes.plot(at, accuracy, marker="*", ms=13, color=ORANGE, linestyle=""))
+        if axes.get_legend_handles_labels()[1]:
+            curves.append(axes.legend(loc="lower left", fontsize=8))
+        dense.set_data(now.dense)
+        scale_about_zero(dense, now.dense)
+        return (*curves, dense)
 
     def move(now: TicketFacts) -> Sequence[Artist]:
         mark.set_xdata([now.density, now.density])
@@ -288,9 +319,10 @@ def draw_ticket(figure: FigureBase, facts: TicketFacts) -> Move:
         mask.set_data(now.mask)
         mask.set_clim(0, max(float(now.mask.max()), 1e-9))
         effective.set_data(now.effective)
+        scale_about_zero(effective, now.dense)
         return (mark, point, near, dots, mask, effective)
 
-    return move
+    return (hold, move)
 
 
 class TicketExplorer(Explorer):

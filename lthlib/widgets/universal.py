@@ -182,7 +182,7 @@ def readout_facts(ticket: UniversalTicket, name: str, text: str) -> UniversalFac
     return UniversalFacts(readout, (text, name), x, values, fitted, np.array([]), fit.sup, math.nan, *sizes)
 
 
-def draw_universal(figure: FigureBase, facts: UniversalFacts) -> Move:
+def draw_universal(figure: FigureBase, facts: UniversalFacts) -> Sequence[Move]:
     """Function and ticket, their difference, and the parameters kept."""
     low, high = float(facts.function.min()), float(facts.function.max())
     room = 0.12 * ((high - low) or 1.0)
@@ -215,7 +215,7 @@ def draw_universal(figure: FigureBase, facts: UniversalFacts) -> Move:
         bar.set_ydata([10, max(10, now.kept)])
         return (ticket, knots, error, floor, bar)
 
-    return move
+    return (move,)
 
 
 class UniversalExplorer(Explorer):

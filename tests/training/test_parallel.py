@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lthlib.training.parallel import StoppedError, shares, side_by_side
+from lthlib.training.parallel import StoppedError, on_cores, shares, side_by_side
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.none() | st.integers(1, 9))
@@ -27,6 +27,14 @@ def test_values_come_in_order_and_the_number_of_threads_is_restored() -> None:
     before = torch.get_num_threads()
     seen = side_by_side([partial(lambda value, _: (value, torch.get_num_threads()), value) for value in range(5)])
     assert list(seen) == [(value, 1) for value in range(5)]
+    assert torch.get_num_threads() == before
+
+
+def test_a_number_of_cores_holds_meanwhile_and_a_failure_ends_it() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), on_cores(1):
+        assert torch.get_num_threads() == 1
+        raise KeyError
     assert torch.get_num_threads() == before
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lthlib.elastic import carry, depth_map
 from lthlib.errors import InputError
@@ -25,6 +27,7 @@ from lthlib.widgets import (
     ElasticExplorer,
     SketchExplorer,
     SubsetSumExplorer,
+    TicketExplorer,
     UniversalExplorer,
     loaded,
 )
@@ -33,6 +36,7 @@ from lthlib.widgets.bases import Turns, basis_facts, largest, rotation
 from lthlib.widgets.claims_board import claim_facts, key_of, page_of
 from lthlib.widgets.elastic import elastic_facts, example_ticket, map_picture
 from lthlib.widgets.explorer import Explorer
+from lthlib.widgets.scene import DPI, Painter, figure_of
 from lthlib.widgets.sketch import SAMPLERS, sketch_facts, synthetic
 from lthlib.widgets.subset_sums import subset_facts, walk
 from lthlib.widgets.universal import FUNCTIONS, expression, universal_facts
@@ -45,6 +49,19 @@ MOVES: dict[type[Explorer], dict[str, Any]] = {
     UniversalExplorer: {"knots": 4, "text": "x**2 - x/3"},
     ClaimsBoard: {"verdict": "inconclusive", "search": "nothing like it"},
 }
+
+
+# Through controls that move artists, held ones and whole backgrounds, and back.
+STEPS: dict[type[Explorer], list[dict[str, Any]]] = {
+    **{kind: [{name: value} for name, value in moves.items()] for kind, moves in MOVES.items()},
+    TicketExplorer: [{"density": 0.02}, {"seed": 1}, {"basis": "dct"}, {"live": False}, {"layer": "3.weight"}],
+    BasisExplorer: [{"turn": 0.4}, {"density": 0.02}, {"weights": "initial"}, {"basis": "dct"}, {"layer": "3.weight"}],
+    ClaimsBoard: [{"verdict": "inconclusive"}, {"verdict": "supported"}, {"search": "nothing like it"}],
+}
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(int)
 
 
 def record(name: str, verdict: str, folder: Path, **changes: Any) -> dict[str, Any]:
@@ -81,6 +98,25 @@ def test_each_slider_redraws_what_the_pure_function_says(kind: type[Explorer], r
             assert (made.numbers.value, made.image.value) != (readout, picture)
     finally:
         made.close()
+
+
+@pytest.mark.parametrize("kind", STEPS, ids=lambda kind: kind.__name__)
+def test_a_redraw_is_the_whole_figure_drawn_anew(kind: type[Explorer], records: list[dict[str, Any]]) -> None:
+    made = ClaimsBoard(records=records) if kind is ClaimsBoard else kind()
+    settings = {name: row.value for name, row in made.rows.items()}
+    painter = Painter(made.draw, made.size)
+    steps = [{}, *STEPS[kind], *STEPS[kind][::-1], {name: settings[name] for step in STEPS[kind] for name in step}]
+    for step in steps:
+        settings.update(step)
+        facts = made.facts(**settings)
+        picture = painter.png(facts)
+        # To the last bit what a painter draws that has seen nothing before.
+        assert picture == Painter(made.draw, made.size).png(facts), step
+        with BytesIO() as buffer:
+            figure_of(made.draw, facts, made.size).savefig(buffer, format="png", dpi=DPI)
+            whole = pixels(buffer.getvalue())
+        # Artists that move are drawn over spines, which the whole figure has above them.
+        assert (np.abs(pixels(picture) - whole).max(axis=2) > 40).mean() < 0.0003, step
 
 
 @pytest.mark.parametrize("kind", MOVES, ids=lambda kind: kind.__name__)
