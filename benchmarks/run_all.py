@@ -92,6 +92,7 @@ PARTS = {
         why="times near their goals fall on either side of them from run to run on this host",
     ),
     "dense_baselines": Part("Dense baselines, accuracy", tiny=(), heavy=True, data=True, needs_data=True),
+    "sweeps": Part("Sweeps", heavy=True),
     "quick_profile": Part(
         "Quick profile, end to end",
         heavy=True,

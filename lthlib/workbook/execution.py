@@ -44,7 +44,7 @@ class Execution:
 def execute(source: Path, parameters: Mapping[str, Any], target: Path, *, forked: bool = False) -> Execution:
     """Executes `source` with `parameters` and leaves the executed notebook at `target`, also when a cell fails.
 
-    A kernel that dies before the first cell is tried once more. `forked`: the first comes from the `forks`.
+    A kernel that dies before the first cell is tried once more. `forked`: the first is one of `forks`, where there are.
     """
     target.unlink(missing_ok=True)
     first = _attempt(source, parameters, target, forked=forked and forks.available())
@@ -102,7 +102,7 @@ class ThisPython(AsyncKernelManager):
     folder: Path
     notebook: str = ""
     forked: bool = False
-    fork: ForkedProvisioner | None = None
+    provisioner_of_forks: ForkedProvisioner | None = None
     returncode: int | None = None
 
     def __init__(self, **keywords: Any) -> None:
@@ -130,14 +130,16 @@ class ThisPython(AsyncKernelManager):
 
     async def _async_pre_start_kernel(self, **keywords: Any) -> tuple[list[str], dict[str, Any]]:
         if self.forked and self.provisioner is None:
-            self.provisioner = type(self).fork = ForkedProvisioner(kernel_spec=self.kernel_spec, parent=self)
+            self.provisioner = type(self).provisioner_of_forks = ForkedProvisioner(
+                kernel_spec=self.kernel_spec, parent=self
+            )
         return await super()._async_pre_start_kernel(**keywords)
 
     @classmethod
     def end(cls) -> None:
         """Ends a fork that still runs."""
-        if cls.fork is not None:
-            cls.fork.end()
+        if cls.provisioner_of_forks is not None:
+            cls.provisioner_of_forks.end()
 
     async def _async_start_kernel(self, **keywords: Any) -> None:
         with (self.folder / "log").open("ab") as log:

@@ -11,10 +11,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.provisioning import LocalProvisioner
+
+MODULE = "lthlib.workbook.preloaded"
 
 
 def available() -> bool:
@@ -27,20 +30,22 @@ class Preloaded:
 
     def __init__(self) -> None:
         self.socket, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "lthlib.workbook.preloaded"]
+        command = [sys.executable, "-m", MODULE]
         # A session of its own: Ctrl-C is not for it.
-        self.process = subprocess.Popen(command, stdin=theirs, start_new_session=True)
+        self.process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True)
         theirs.close()
         self.said = b""
 
     def fork(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path | str) -> "Fork":
         """A kernel that has been forked; ChildProcessError where this process is dead."""
         wanted = {"arguments": list(arguments), "environment": dict(environment), "folder": str(Path.cwd())}
-        try:
+        with suppress(OSError):
             self.socket.sendall(json.dumps({**wanted, "log": str(log)}).encode() + b"\n")
-        except OSError:
-            pass
-        number = self.heard()
+        try:
+            number = self.heard()
+        except KeyboardInterrupt:
+            self.end()
+            raise
         if number is None:
             raise ChildProcessError("the process that kernels are forked from has died")
         return Fork(self, number)
@@ -111,15 +116,16 @@ class Fork:
         self.send_signal(15)
 
 
-_preloaded: Preloaded | None = None
+_started: list[Preloaded] = []
 
 
 def start() -> Preloaded:
     """This process's one, which imports while this process goes on; started where there is none alive."""
-    global _preloaded
-    if _preloaded is None or not _preloaded.alive():
-        _preloaded = Preloaded()
-    return _preloaded
+    if _started and not _started[0].alive():
+        _started.pop().end()
+    if not _started:
+        _started.append(Preloaded())
+    return _started[0]
 
 
 class ForkedProvisioner(LocalProvisioner):
@@ -127,9 +133,10 @@ class ForkedProvisioner(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **keywords: Any) -> Any:
         """Forks a kernel for the arguments that follow `python -m MODULE` in `cmd`."""
-        self.process = start().fork(cmd[3:], keywords["env"], keywords["stderr"].name)
+        fork = start().fork(cmd[3:], keywords["env"], keywords["stderr"].name)
+        self.process: Any = fork
         # It makes itself the leader of its group.
-        self.pid = self.pgid = self.process.pid
+        self.pid = self.pgid = fork.pid
         return self.connection_info
 
     def end(self) -> None:

@@ -86,8 +86,8 @@ def run_notebook(
     promised (`PROMISED` and figures) and manifest.json; a failed notebook leaves the first two, with its error, and a
     manifest that says so. Two processes with one `out_dir` run one after the other, or where not `patient` the second
     comes back at once, busy. A run that is finished at the address `shared` is taken from there, and one that is not is
-    sent there (see `remote`). `forked`: more notebooks follow in this process, whose kernels are forked from one that
-    has their imports (see `forks`). Raises InputError for parameters that do not fit and for a folder that cannot be written.
+    sent there (see `remote`). `forked`: the kernel comes from `forks`, which pays where more notebooks follow in this
+    process. Raises InputError for parameters that do not fit and for a folder that cannot be written.
     """
     source = read(Path(notebook))
     values = check_all(source.parameters, parameters)
