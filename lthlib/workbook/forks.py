@@ -21,8 +21,8 @@ MODULE = "lthlib.workbook.preloaded"
 
 
 def available() -> bool:
-    """Whether this system forks; Windows does not."""
-    return hasattr(os, "fork")
+    """Whether this system forks; Windows does not, and macOS's own libraries do not bear it."""
+    return sys.platform == "linux"
 
 
 class Preloaded:

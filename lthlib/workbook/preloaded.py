@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -39,7 +40,10 @@ def main() -> None:
     gc.freeze()
     runner = socket.socket(fileno=os.dup(0))
     for line in runner.makefile("r", encoding="utf-8"):
-        number = os.fork()
+        with warnings.catch_warnings():
+            # Of threads that idle here: those of numpy's and pyarrow's, which see to forks themselves.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            number = os.fork()
         if number == 0:
             _become_kernel(runner, json.loads(line))
         runner.sendall(f"{number}\n".encode())
@@ -58,6 +62,10 @@ def _become_kernel(runner: socket.socket, wanted: dict[str, Any]) -> None:
         os.environ.clear()
         os.environ.update(wanted["environment"])
         os.chdir(wanted["folder"])
+        import numpy as np
+
+        # Python's own generator sees to itself.
+        np.random.seed()  # noqa: NPY002
         sys.argv = [str(Path(kernel.__file__)), *wanted["arguments"]]
         Thread(target=_end_with, args=(runner,), daemon=True).start()
         # 1: the runner is not the parent, so ipykernel cannot look after it, and need not tell how to connect to it.

@@ -101,3 +101,31 @@ def test_a_killed_runner_takes_its_forks_with_it(tmp_path: Path) -> None:
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert psutil.wait_procs(below, timeout=20)[1] == []
+
+
+def test_what_is_imported_before_forks_looks_for_no_gpu() -> None:
+    code = """
+import torch
+from importlib import import_module
+torch.cuda.is_available = torch.cuda.device_count = None
+from lthlib.workbook.preloaded import MODULES
+for module in MODULES:
+    import_module(module)
+assert not torch.cuda.is_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_forks_draw_other_numbers_than_each_other(tmp_path: Path) -> None:
+    notebook = json.loads((FIXTURES / "ok.ipynb").read_text())
+    notebook["cells"][-1]["source"] = [
+        *notebook["cells"][-1]["source"],
+        "\nimport random, numpy; (folder / 'drawn.txt').write_text(",
+        "f'{random.random()} {numpy.random.rand()}')\n",
+    ]
+    path = tmp_path / "draws.ipynb"
+    path.write_text(json.dumps(notebook))
+    list(run_all([Task(path, {}, str(tmp_path / name)) for name in ("a", "b")]))
+    drawn = [(tmp_path / name / "drawn.txt").read_text().split() for name in ("a", "b")]
+    assert drawn[0][0] != drawn[1][0] and drawn[0][1] != drawn[1][1]
