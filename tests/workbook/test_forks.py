@@ -101,7 +101,7 @@ def test_a_killed_runner_takes_its_forks_with_it(tmp_path: Path) -> None:
     assert psutil.wait_procs(below, timeout=20)[1] == []
 
 
-def test_what_is_imported_before_forks_looks_for_no_gpu() -> None:
+def test_what_is_imported_before_forks_looks_for_no_gpu_and_shows_no_figures() -> None:
     code = """
 import torch
 from importlib import import_module
@@ -110,6 +110,8 @@ from lthlib.workbook.preloaded import MODULES
 for module in MODULES:
     import_module(module)
 assert not torch.cuda.is_initialized()
+import sys
+assert not {"matplotlib.pyplot", "matplotlib_inline.backend_inline"} & sys.modules.keys()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
