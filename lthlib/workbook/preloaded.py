@@ -5,6 +5,7 @@ JSON: the kernel's arguments, environment, folder, and the file for its errors. 
 process number, and one with its exit code when it has ended.
 """
 
+import builtins
 import gc
 import json
 import os
@@ -15,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from time import sleep
+from types import SimpleNamespace
 from typing import Any
 
 from lthlib.workbook import kernel
@@ -34,8 +36,7 @@ def main() -> None:
     kernel.leave_current_folder()
     # Of kernels too; matplotlib reads it when it is imported.
     os.environ["MPLBACKEND"] = kernel.BACKEND
-    for module in MODULES:
-        import_module(module)
+    preload()
     # What is shared stays shared: the collector would write into every page.
     gc.collect()
     gc.freeze()
@@ -50,6 +51,16 @@ def main() -> None:
         runner.sendall(f"{number}\n".encode())
         _, status = os.waitpid(number, 0)
         runner.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def preload() -> None:
+    """Imports `MODULES`, as they are imported in a kernel."""
+    # pandas asks, when it is imported, whether it is in a kernel, and shows more columns there.
+    builtins.get_ipython = lambda: SimpleNamespace(kernel=None)  # type: ignore[attr-defined]
+    import_module("pandas")
+    del builtins.get_ipython  # type: ignore[attr-defined]
+    for module in MODULES:
+        import_module(module)
 
 
 def _become_kernel(runner: socket.socket, wanted: dict[str, Any]) -> None:

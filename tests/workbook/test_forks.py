@@ -31,17 +31,28 @@ def task(name: str, folder: Path, **parameters: Any) -> Task:
     return Task(FIXTURES / f"{name}.ipynb", parameters, str(folder / name))
 
 
+def with_last_cell(code: str, path: Path) -> Path:
+    """The notebook `ok` with more code in its last cell."""
+    notebook = json.loads((FIXTURES / "ok.ipynb").read_text())
+    notebook["cells"][-1]["source"] = "".join(notebook["cells"][-1]["source"]) + "\n" + code
+    path.write_text(json.dumps(notebook))
+    return path
+
+
 def test_forked_runs_leave_what_runs_with_kernels_of_their_own_leave(tmp_path: Path) -> None:
     alone, forked = tmp_path / "alone", tmp_path / "forked"
-    outcomes = [run_notebook(FIXTURES / f"{name}.ipynb", {}, str(alone / name)) for name in ("ok", "train")]
-    again = list(run_all([task("ok", forked), task("train", forked)]))
+    # Libraries ask where they are when they are imported: how figures are shown, how many columns of a table.
+    wide = with_last_cell("pd.DataFrame({f'column {i}': [i / 3] for i in range(40)})", tmp_path / "wide.ipynb")
+    notebooks = {"wide": wide, "train": FIXTURES / "train.ipynb"}
+    outcomes = [run_notebook(path, {}, str(alone / name)) for name, path in notebooks.items()]
+    again = list(run_all([Task(path, {}, str(forked / name)) for name, path in notebooks.items()]))
     assert {outcome.status for outcome in outcomes + again} == {"done"} and len(forks._started) == 1
     trained = [
         {path.relative_to(folder).as_posix(): checksum(path) for path in folder.rglob("store/**/*.safetensors")}
         for folder in (alone, forked)
     ]
     assert trained[0] == trained[1] != {}
-    for name in ("ok", "train"):
+    for name in notebooks:
         ours, theirs = manifest.read(forked / name), manifest.read(alone / name)
         assert ours is not None and theirs is not None and ours.keys() == theirs.keys()
         assert ours["files"].keys() == theirs["files"].keys()
@@ -104,11 +115,9 @@ def test_a_killed_runner_takes_its_forks_with_it(tmp_path: Path) -> None:
 def test_what_is_imported_before_forks_looks_for_no_gpu_and_shows_no_figures() -> None:
     code = """
 import torch
-from importlib import import_module
 torch.cuda.is_available = torch.cuda.device_count = None
-from lthlib.workbook.preloaded import MODULES
-for module in MODULES:
-    import_module(module)
+from lthlib.workbook.preloaded import preload
+preload()
 assert not torch.cuda.is_initialized()
 import sys
 assert not {"matplotlib.pyplot", "matplotlib_inline.backend_inline"} & sys.modules.keys()
@@ -118,14 +127,8 @@ assert not {"matplotlib.pyplot", "matplotlib_inline.backend_inline"} & sys.modul
 
 
 def test_forks_draw_other_numbers_than_each_other(tmp_path: Path) -> None:
-    notebook = json.loads((FIXTURES / "ok.ipynb").read_text())
-    notebook["cells"][-1]["source"] = [
-        *notebook["cells"][-1]["source"],
-        "\nimport random, numpy; (folder / 'drawn.txt').write_text(",
-        "f'{random.random()} {numpy.random.rand()}')\n",
-    ]
-    path = tmp_path / "draws.ipynb"
-    path.write_text(json.dumps(notebook))
+    code = "import random, numpy; (folder / 'drawn.txt').write_text(f'{random.random()} {numpy.random.rand()}')"
+    path = with_last_cell(code, tmp_path / "draws.ipynb")
     list(run_all([Task(path, {}, str(tmp_path / name)) for name in ("a", "b")]))
     drawn = [(tmp_path / name / "drawn.txt").read_text().split() for name in ("a", "b")]
     assert drawn[0][0] != drawn[1][0] and drawn[0][1] != drawn[1][1]
