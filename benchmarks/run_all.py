@@ -89,6 +89,7 @@ PARTS = {
         why="an event on 5,000 images takes one core for as long as its products do",
     ),
     "dense_baselines": Part("Dense baselines, accuracy", tiny=(), heavy=True, data=True, needs_data=True),
+    "sweeps": Part("Sweeps", heavy=True),
     "quick_profile": Part(
         "Quick profile, end to end",
         heavy=True,

@@ -19,6 +19,7 @@ from lthlib.masks.topk import check_scores, keep_top
 from lthlib.ticket import State, Ticket, structure
 
 SAMPLED = 2**16
+PIECE = 2**16
 SHARE = 0.5
 
 
@@ -81,17 +82,23 @@ def synflow_masks(ticket: Ticket, counts: Sequence[int]) -> State:
     module, ones = _holding(structure(ticket.architecture), {**leaves, **_others(ticket)}), _ones(ticket)
     left = ticket.kept
     for number, count in enumerate(counts):
-        gradients = gradients_of(module(ones).sum(), leaves)
-        scores = {name: pools[name].scores(gradient.reshape(-1)) for name, gradient in gradients.items()}
-        alive = {name: pool.alive for name, pool in pools.items()}
+        gradients = [gradient.reshape(-1) for gradient in gradients_of(module(ones).sum(), leaves).values()]
         if number == 0:
-            check_scores("synflow", scores, among=None if left == ticket.prunable else alive)
-        for name, lost in _lowest(scores, alive, left - count, left).items():
-            places = pools[name].places
-            alive[name].index_fill_(0, lost, False)
-            values[name].view(-1).index_fill_(0, lost if places is None else places.index_select(0, lost).long(), 0)
+            scores = {
+                name: pool.scores(gradient) for (name, pool), gradient in zip(pools.items(), gradients, strict=True)
+            }
+            alive = None if left == ticket.prunable else {name: pool.alive for name, pool in pools.items()}
+            check_scores("synflow", scores, among=alive)
+            del scores, alive
+        lowest = _lowest(list(pools.values()), gradients, left - count, left)
+        # The next round's gradients go where these were, in memory that is at hand already.
+        del gradients
+        for (name, pool), lost in zip(pools.items(), lowest, strict=True):
+            pool.alive.index_fill_(0, lost, False)
+            places = lost if pool.places is None else pool.places.index_select(0, lost).long()
+            values[name].view(-1).index_fill_(0, places, 0)
         left = count
-        if left < SHARE * sum(map(len, alive.values())):
+        if left < SHARE * sum(len(pool.alive) for pool in pools.values()):
             pools = {name: pool.compacted() for name, pool in pools.items()}
     masks = {name: torch.zeros_like(mask) for name, mask in ticket.masks.items()}
     for name, pool in pools.items():
@@ -108,10 +115,11 @@ class _Pool:
     alive: Tensor
     values: Tensor
 
-    def scores(self, gradient: Tensor) -> Tensor:
+    def scores(self, gradient: Tensor, part: slice = slice(None)) -> Tensor:
+        """The scores of part of it, pruned ones in the way."""
         if self.places is None:
-            return gradient.mul_(self.values)
-        return gradient.index_select(0, self.places).mul_(self.values)
+            return gradient[part] * self.values[part]
+        return gradient.index_select(0, self.places[part]).mul_(self.values[part])
 
     def compacted(self) -> "_Pool":
         kept = nonzero(self.alive)
@@ -121,15 +129,38 @@ class _Pool:
         return _Pool(places, self.alive.index_select(0, kept), self.values.index_select(0, kept))
 
 
-def _lowest(scores: State, alive: State, lost: int, left: int) -> State:
-    """Indices of the `lost` lowest of `left` living scores, of ties the last; a few vectors of float64."""
-    share, stride = lost / max(left, 1), max(1, left // SAMPLED)
-    sampled = torch.cat([score[::stride][alive[name][::stride]] for name, score in scores.items()])
+def _lowest(pools: Sequence[_Pool], gradients: Sequence[Tensor], lost: int, left: int) -> list[Tensor]:
+    """Indices in each pool of the `lost` lowest of `left` living scores, of ties the last."""
+    step = max(1, left // SAMPLED)
+    # A step with a divisor of a tensor's widths would see the same few channels and places of a kernel again and again.
+    while math.gcd(step, 2 * 3 * 5 * 7) > 1:
+        step += 1
+    share, stride = lost / max(left, 1), slice(None, None, step)
+    pairs = list(zip(pools, gradients, strict=True))
+    sampled = torch.cat([pool.scores(gradient, stride)[pool.alive[stride]] for pool, gradient in pairs])
     rank = math.ceil(len(sampled) * share + 4 * math.sqrt(len(sampled) * share * (1 - share))) + 1
-    bound = sampled.kthvalue(rank).values if rank < len(sampled) else math.inf
-    near = {name: nonzero((score <= bound).logical_and_(alive[name])) for name, score in scores.items()}
-    if sum(map(len, near.values())) < lost:
-        near = {name: nonzero(living) for name, living in alive.items()}
-    candidates = {name: scores[name].index_select(0, index) for name, index in near.items()}
-    kept = keep_top(candidates, sum(map(len, near.values())) - lost)
-    return {name: index[~kept[name]] for name, index in near.items()}
+    bound = float(sampled.kthvalue(rank).values) if rank < len(sampled) else math.inf
+    indices, scores, sizes = _up_to(bound, pairs)
+    if len(scores) < lost:
+        indices, scores, sizes = _up_to(math.inf, pairs)
+    chosen = ~keep_top({"near": scores}, len(scores) - lost)["near"]
+    return [index[part] for index, part in zip(indices.split(sizes), chosen.split(sizes), strict=True)]
+
+
+def _up_to(bound: float, pairs: Sequence[tuple[_Pool, Tensor]]) -> tuple[Tensor, Tensor, list[int]]:
+    """Indices in each pool and scores of all that live and score up to `bound`, and how many a pool has.
+
+    Piece by piece, so that scores are made, looked at and forgotten within the cache.
+    """
+    indices, scores, sizes = [], [], []
+    for pool, gradient in pairs:
+        size = 0
+        for start in range(0, len(pool.alive), PIECE):
+            part = slice(start, start + PIECE)
+            score = pool.scores(gradient, part)
+            near = nonzero((score <= bound).logical_and_(pool.alive[part]))
+            indices.append(near + start)
+            scores.append(score.index_select(0, near))
+            size += len(near)
+        sizes.append(size)
+    return torch.cat(indices), torch.cat(scores), sizes

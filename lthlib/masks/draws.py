@@ -12,7 +12,11 @@ from lthlib.masks.topk import Count, _flat, _groups, _raise_best, _select, _size
 
 DRAWS = ("topk", "gumbel", "multinomial", "poisson")
 # Elementwise work on pieces that fit a cache spares the time and memory of more full-length vectors.
-PIECE = 2**20
+PIECE = 2**16
+# Powers of two that scores may span, and their largest be above 1, for products in single precision to stay in range.
+SPREAD = 100
+# So many scores tell when as many as are wanted will have come.
+SAMPLED = 2**16
 
 
 def sample(
@@ -62,7 +66,7 @@ def inclusion_probabilities(log_p: Tensor, count: int) -> Tensor:
 
     Works in logarithms, so that p may span any number of decades. Raises InputError where fewer than `count` are > 0.
     """
-    _need_positive(log_p, count, "")
+    _need_positive(int(torch.count_nonzero(log_p > -math.inf)), count, "")
     if count == 0:
         return torch.zeros_like(log_p)
     chosen = _select(log_p, count)
@@ -144,20 +148,27 @@ def _sample(
     factors: dict[str, Tensor] = {}
     for names, kept in _groups(scores, count, among):
         where = f" in {names[0]!r}" if isinstance(count, Mapping) else ""
-        log_p = _log_p(_flat(scores, among, names), temperature, names)
-        _need_positive(log_p, kept, where)
+        values = _flat(scores, among, names)
+        if values.numel() and (values.max() == math.inf or _signed(values)):
+            raise InputError(
+                f"scores of {', '.join(names)} are negative or infinite (map them to >= 0, such as by abs)"
+            )
         sizes = _sizes(scores, among, names) if keep_one and len(names) > 1 else []
-        chosen, factor = _draw(log_p, kept, draw, generator, sizes=sizes, reweight=reweight)
+        factor = None
+        if draw == "gumbel" and temperature == 1 and not reweight and not sizes and _narrow(values, kept, where):
+            chosen = _earliest(values, kept, generator)
+        else:
+            log_p = _log_p(values, temperature)
+            _need_positive(int(torch.count_nonzero(log_p > -math.inf)), kept, where)
+            chosen, factor = _draw(log_p, kept, draw, generator, sizes=sizes, reweight=reweight)
         masks |= _unflatten(chosen, scores, among, names)
         if factor is not None:
             factors |= _unflatten(factor, scores, among, names)
     return masks, factors
 
 
-def _log_p(values: Tensor, temperature: float, names: tuple[str, ...]) -> Tensor:
+def _log_p(values: Tensor, temperature: float) -> Tensor:
     """Logarithms of unnormalised probabilities, float64."""
-    if values.numel() and (values.max() == math.inf or _signed(values)):
-        raise InputError(f"scores of {', '.join(names)} are negative or infinite (map them to >= 0, such as by abs)")
     if temperature == 0:
         return torch.where(values > -math.inf, 0.0, -math.inf).double()
     log_p = torch.empty_like(values, dtype=torch.float64)
@@ -171,8 +182,18 @@ def _signed(values: Tensor) -> bool:
     return bool(values.min() < 0) and bool(((values < 0) & (values > -math.inf)).any())
 
 
-def _need_positive(log_p: Tensor, count: int, where: str) -> None:
-    positive = int(torch.count_nonzero(log_p > -math.inf))
+def _narrow(values: Tensor, count: int, where: str) -> bool:
+    """Whether the positive scores, of which there must be `count`, lie within `SPREAD`."""
+    most = float(values.max()) if values.numel() else 1.0
+    positive = within = 0
+    for piece in values.split(PIECE):
+        positive += int(torch.count_nonzero(piece > 0))
+        within += int(torch.count_nonzero(piece > math.ldexp(most, -SPREAD)))
+    _need_positive(positive, count, where)
+    return positive == within and most <= math.ldexp(1, SPREAD)
+
+
+def _need_positive(positive: int, count: int, where: str) -> None:
     if positive < count:
         raise InputError(
             f"count {count}{where} is more than the {positive} positive scores, and zero scores are never drawn "
@@ -218,10 +239,69 @@ def _draw(
     return chosen, factor
 
 
+def _earliest(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Gumbel-top-k: marks the first `count` of arrivals at times exponential / score.
+
+    Their order is that of log score + Gumbel noise. They have no memory: those that have not come by some time come
+    after it as if they had started then. So only those that may come before a time by which `count` probably have need
+    more than a few bits of noise.
+    """
+    noise, device, values = _noise(generator), values.device, values.cpu()
+    chosen = np.zeros(values.numel(), dtype=np.bool_)
+    missing = count
+    while missing:
+        places, times = _arrivals(values, _time_of(values, missing, noise), noise)
+        if len(places) > missing:
+            places = places[times <= np.partition(times, missing - 1)[missing - 1]][:missing]
+        chosen[places] = True
+        missing -= len(places)
+        if missing:
+            values = values.masked_fill(torch.from_numpy(chosen), 0)
+    return torch.from_numpy(chosen).to(device)
+
+
+def _time_of(values: Tensor, count: int, noise: np.random.Generator) -> float:
+    """A time by which `count` have probably come, from a sample; where that cannot tell, one by which all have."""
+    share = count / values.numel()
+    rank = math.ceil(SAMPLED * share + 4 * math.sqrt(SAMPLED * share * (1 - share)))
+    if values.numel() > SAMPLED > rank:
+        sampled = values[torch.from_numpy(noise.integers(0, values.numel(), SAMPLED))].double().clamp_(min=0).numpy()
+        with np.errstate(divide="ignore"):
+            time = float(np.partition(noise.standard_exponential(SAMPLED) / sampled, rank)[rank])
+        if time < math.inf:
+            return time
+    return math.ldexp(1 / float(values.max()), SPREAD + 10)
+
+
+def _arrivals(values: Tensor, time: float, noise: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and times of those that come up to `time`."""
+    half, places, times = 2**15, [], []
+    for number, piece in enumerate(values.split(PIECE)):
+        # u = 1 - exp(-score * t), uniform for its time t, is at most score * time for those that come. Its first 16
+        # bits rule most others out.
+        bits = noise.integers(0, 2**64, PIECE // 4, dtype=np.uint64).view(np.int16)[: piece.numel()]
+        bound = torch.mul(piece, time * 2 * half).sub_(half - 1)
+        near = np.flatnonzero((torch.from_numpy(bits) <= bound).numpy())
+        uniform = noise.random(len(near))
+        uniform += bits[near].astype(np.int32) + half
+        uniform *= -0.5 / half
+        with np.errstate(divide="ignore", invalid="ignore"):
+            came = np.log1p(uniform, out=uniform)
+            came /= -piece.numpy()[near]
+        early = np.flatnonzero(came <= time)
+        places.append(near[early] + number * PIECE)
+        times.append(came[early])
+    return np.concatenate(places), np.concatenate(times)
+
+
+def _noise(generator: torch.Generator) -> np.random.Generator:
+    """numpy's: its exponentials are exact in the tails that decide among millions, and it is faster than torch's."""
+    return np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device)))
+
+
 def _gumbel_keys_(log_p: Tensor, generator: torch.Generator) -> Tensor:
     """Adds standard Gumbel noise in place, as -log(exponential); -inf stays where p is 0."""
-    # numpy's exponential is exact in the tails that decide among millions, and three times as fast as torch's.
-    noise = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device)))
+    noise = _noise(generator)
     for piece in log_p.split(PIECE):
         exponential = torch.from_numpy(noise.standard_exponential(piece.numel()))
         piece.sub_(exponential.clamp_(min=torch.finfo(torch.float64).tiny).log_().to(piece.device))

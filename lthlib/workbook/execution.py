@@ -21,7 +21,9 @@ from nbformat.v4 import new_markdown_cell
 from papermill.exceptions import PapermillExecutionError
 
 from lthlib.evidence.results import NOTEBOOK
-from lthlib.workbook.kernel import REPORT
+from lthlib.workbook import forks
+from lthlib.workbook.forks import ForkedProvisioner
+from lthlib.workbook.kernel import BACKEND, REPORT
 from lthlib.workbook.workers import ending
 
 # It warns that it cannot read what `parameters.py` reads, and reports what `Execution.reason` says.
@@ -39,17 +41,19 @@ class Execution:
     usage: dict[str, Any] = field(default_factory=dict)
 
 
-def execute(source: Path, parameters: Mapping[str, Any], target: Path) -> Execution:
+def execute(source: Path, parameters: Mapping[str, Any], target: Path, *, forked: bool = False) -> Execution:
     """Executes `source` with `parameters` and leaves the executed notebook at `target`, also when a cell fails.
 
-    A kernel that dies before the first cell is tried once more.
+    A kernel that dies before the first cell is tried once more. `forked`: the first is one of `forks`, where there are.
     """
     target.unlink(missing_ok=True)
-    first = _attempt(source, parameters, target)
+    first = _attempt(source, parameters, target, forked=forked and forks.available())
     return first if first is not None else _attempt(source, parameters, target, last=True) or Execution("not started")
 
 
-def _attempt(source: Path, parameters: Mapping[str, Any], target: Path, last: bool = False) -> Execution | None:
+def _attempt(
+    source: Path, parameters: Mapping[str, Any], target: Path, *, last: bool = False, forked: bool = False
+) -> Execution | None:
     """One attempt; None where the kernel did not start and this was not the last one."""
     with TemporaryDirectory(prefix="lth-") as private:
         folder = Path(private)
@@ -57,7 +61,7 @@ def _attempt(source: Path, parameters: Mapping[str, Any], target: Path, last: bo
         class Kernel(ThisPython):
             pass
 
-        Kernel.folder, Kernel.notebook = folder, source.stem
+        Kernel.folder, Kernel.notebook, Kernel.forked = folder, source.stem, forked
         reason = ""
         try:
             papermill.execute_notebook(
@@ -85,6 +89,8 @@ def _attempt(source: Path, parameters: Mapping[str, Any], target: Path, last: bo
                 last_line = next((line for line in lines if line.strip()), "")
                 reason = first_line(f"the kernel did not start: {last_line or error}")
             _mark_failed(target, reason, _tail(folder / "log"))
+        finally:
+            Kernel.end()
         _forget_paths(target, source.name)
         report = folder / "report.json"
         return Execution(reason, loads(report.read_text(encoding="utf-8")) if report.exists() else {})
@@ -95,6 +101,8 @@ class ThisPython(AsyncKernelManager):
 
     folder: Path
     notebook: str = ""
+    forked: bool = False
+    provisioner_of_forks: ForkedProvisioner | None = None
     returncode: int | None = None
 
     def __init__(self, **keywords: Any) -> None:
@@ -112,14 +120,26 @@ class ThisPython(AsyncKernelManager):
             env={
                 REPORT: str(self.folder / "report.json"),
                 NOTEBOOK: self.notebook,
-                # A backend set for the shell, such as agg, would leave the figures out of the notebook.
-                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                "MPLBACKEND": BACKEND,
                 # Nobody is there to move a slider: explorers leave one line of text (widgets.explorer).
                 "LTH_BATCH": "1",
             },
             display_name="Python 3",
             language="python",
         )
+
+    async def _async_pre_start_kernel(self, **keywords: Any) -> tuple[list[str], dict[str, Any]]:
+        if self.forked and self.provisioner is None:
+            self.provisioner = type(self).provisioner_of_forks = ForkedProvisioner(
+                kernel_spec=self.kernel_spec, parent=self
+            )
+        return await super()._async_pre_start_kernel(**keywords)
+
+    @classmethod
+    def end(cls) -> None:
+        """Ends a fork that still runs."""
+        if cls.provisioner_of_forks is not None:
+            cls.provisioner_of_forks.end()
 
     async def _async_start_kernel(self, **keywords: Any) -> None:
         with (self.folder / "log").open("ab") as log:
@@ -130,6 +150,7 @@ class ThisPython(AsyncKernelManager):
             type(self).returncode = await self.provisioner.poll()
         return await super()._async_is_alive()
 
+    pre_start_kernel = _async_pre_start_kernel
     start_kernel = _async_start_kernel
     is_alive = _async_is_alive
 

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 from time import sleep
@@ -16,19 +17,30 @@ from typing import Any
 from lthlib.workbook.machine import processor
 
 REPORT = "LTH_KERNEL_REPORT"
+# A backend set for the shell, such as agg, would leave the figures out of the notebook.
+BACKEND = "module://matplotlib_inline.backend_inline"
 
 
 def main() -> None:
     """Starts the kernel with the arguments of the command line; returns when it is shut down."""
-    # `-m` puts the current folder first on the path, where a stray `random.py` would shadow the standard library's.
+    leave_current_folder()
+    Thread(target=_end_with_parent, daemon=True).start()
+    serve(sys.argv[1:])
+
+
+def leave_current_folder() -> None:
+    """`-m` puts the current folder first on the path, where a stray `random.py` would shadow the standard library's."""
     if sys.path and sys.path[0] in ("", str(Path.cwd())):
         del sys.path[0]
-    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Runs a kernel with these arguments until it is shut down."""
     from ipykernel.kernelapp import IPKernelApp
 
     app = IPKernelApp.instance()
     # Kernels side by side would wait for each other's lock on the one history file.
-    app.initialize([*sys.argv[1:], "--HistoryManager.enabled=False"])
+    app.initialize([*arguments, "--HistoryManager.enabled=False"])
     if REPORT in os.environ and app.shell is not None:
         app.shell.events.register("post_run_cell", lambda _: write_report(Path(os.environ[REPORT])))
     app.start()

@@ -77,6 +77,7 @@ def run_notebook(
     shared: str = "",
     force: bool = False,
     patient: bool = True,
+    forked: bool = False,
 ) -> Outcome:
     """Executes one notebook into the folder `out_dir`, unless the same run is finished there; needs no engine.
 
@@ -85,7 +86,8 @@ def run_notebook(
     promised (`PROMISED` and figures) and manifest.json; a failed notebook leaves the first two, with its error, and a
     manifest that says so. Two processes with one `out_dir` run one after the other, or where not `patient` the second
     comes back at once, busy. A run that is finished at the address `shared` is taken from there, and one that is not is
-    sent there (see `remote`). Raises InputError for parameters that do not fit and for a folder that cannot be written.
+    sent there (see `remote`). `forked`: the kernel comes from `forks`, which pays where more notebooks follow in this
+    process. Raises InputError for parameters that do not fit and for a folder that cannot be written.
     """
     source = read(Path(notebook))
     values = check_all(source.parameters, parameters)
@@ -102,7 +104,7 @@ def run_notebook(
             facts = remote.fetch(shared, folder, wanted)
         if facts is None:
             manifest.clear(folder)
-            outcome = _run(source, values, folder, wanted)
+            outcome = _run(source, values, folder, wanted, forked)
         else:
             outcome = Outcome(source.name, "skipped", facts["seconds"], verdicts=facts["verdicts"])
         if shared and (outcome.status == "done" or (facts is not None and not remote.holds(shared, wanted))):
@@ -142,12 +144,14 @@ def progress(
         chosen = [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {} for slot in range(workers)]
         slots = [{**shared_cores(workers), **gpu} for gpu in chosen]
     busy = []
-    for task, outcome in _each(tasks, partial(run_task, force=force, patient=False), slots):
+    # A process with one notebook to run would import all the same, and more than it needs.
+    forked = len(tasks) > max(1, len(slots))
+    for task, outcome in _each(tasks, partial(run_task, force=force, patient=False, forked=forked), slots):
         if outcome is not None and outcome.status == "busy":
             busy.append(task)
         else:
             yield task, outcome
-    yield from _each(busy, partial(run_task, force=force, patient=True), slots)
+    yield from _each(busy, partial(run_task, force=force, patient=True, forked=forked), slots)
 
 
 def _each(
@@ -243,12 +247,18 @@ def writable(folder: Path) -> None:
         raise InputError(f"cannot write {str(folder)!r}: {reason} (choose a writable folder)") from error
 
 
-def run_task(task: Task, force: bool = False, patient: bool = True) -> Outcome:
+def run_task(task: Task, force: bool = False, patient: bool = True, forked: bool = False) -> Outcome:
     """`run_notebook` for a task; what goes wrong is an outcome too, with one line that says why."""
     start = perf_counter()
     try:
         return run_notebook(
-            task.notebook, task.parameters, task.out_dir, shared=task.shared, force=force, patient=patient
+            task.notebook,
+            task.parameters,
+            task.out_dir,
+            shared=task.shared,
+            force=force,
+            patient=patient,
+            forked=forked,
         )
     except Exception as error:
         # The other notebooks go on; what nobody foresaw keeps its traceback. A full disk says enough in one line.
@@ -257,8 +267,13 @@ def run_task(task: Task, force: bool = False, patient: bool = True) -> Outcome:
         return Outcome(task.name, "failed", perf_counter() - start, f"{type(error).__name__}: {error}")
 
 
-def _run(notebook: Notebook, values: dict[str, Any], folder: Path, wanted: str) -> Outcome:
+def _run(notebook: Notebook, values: dict[str, Any], folder: Path, wanted: str, forked: bool) -> Outcome:
     # Here and not above: papermill and nbconvert take seconds, which a skipped notebook need not wait for.
+    from lthlib.workbook import forks
+
+    if forked and forks.available():
+        # Its imports and this process's, which follow, go side by side.
+        forks.start()
     from lthlib.workbook.execution import execute
     from lthlib.workbook.html import write_html
 
@@ -266,7 +281,7 @@ def _run(notebook: Notebook, values: dict[str, Any], folder: Path, wanted: str) 
     started, start = datetime.now(UTC), perf_counter()
     changed = {name: value for name, value in values.items() if value != notebook.parameters[name].default}
     executed = folder / manifest.PARTIAL.format(notebook.name)
-    execution = execute(notebook.path, changed, executed)
+    execution = execute(notebook.path, changed, executed, forked=forked)
     executed.replace(folder / f"{notebook.name}.ipynb")
     write_html(folder / f"{notebook.name}.html", folder / f"{notebook.name}.ipynb", images=notebook.path.parent)
     reason, verdicts = (execution.reason, {}) if execution.reason else _judge(folder)

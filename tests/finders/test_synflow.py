@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lthlib.errors import InputError
+from lthlib.finders import synflow
 from lthlib.finders.find import find
 from lthlib.finders.from_scores import exponential_counts, prune_by
 from lthlib.finders.paths import collapsed_layers, is_connected
@@ -97,6 +98,25 @@ def test_rounds_in_place_give_the_masks_of_plain_rounds(name, start, ties, monke
     fast = synflow_masks(ticket, counts)
     assert all(torch.equal(fast[key], mask) for key, mask in plain.masks.items())
     assert all(not (mask & ~ticket.masks[key]).any() for key, mask in fast.items())
+
+
+@pytest.mark.parametrize("sampled", [200, 1000, 1500])
+def test_a_sample_tells_what_is_near_the_threshold(sampled, monkeypatch):
+    calls: list[int] = []
+
+    def counted(bound, pairs, up_to=synflow._up_to):
+        indices, scores, sizes = up_to(bound, pairs)
+        calls.append(len(scores))
+        return indices, scores, sizes
+
+    monkeypatch.setattr(synflow, "SAMPLED", sampled)
+    monkeypatch.setattr(synflow, "_up_to", counted)
+    ticket = dense("vgg-11-w8", (3, 32, 32))
+    counts = exponential_counts(ticket.prunable, ticket.prunable / 2, 10)
+    synflow_masks(ticket, counts)
+    # Seldom a second look at everything, and never many more than are lost.
+    assert len(calls) <= len(counts) + 1
+    assert sorted(calls)[5] < 3 * ticket.prunable / 2 / len(counts)
 
 
 @pytest.mark.parametrize("name", ["lenet-30-20", "conv-2-w4"])

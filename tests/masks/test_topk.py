@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 from scipy.stats import chisquare
 
 from lthlib.errors import InputError
@@ -193,8 +194,11 @@ def successive_sampling(weights, count):
     return chances
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
-def test_gumbel_is_successive_sampling(temperature):
+@pytest.mark.parametrize(("temperature", "time"), [(0.0, None), (1.0, None), (1.0, 0.03), (1.0, 0.5), (2.0, None)])
+def test_gumbel_is_successive_sampling(temperature, time, monkeypatch):
+    if time is not None:
+        # A guess that is too early: the draw goes on from there.
+        monkeypatch.setattr("lthlib.masks.draws._time_of", lambda *_: time)
     weights, count, draws, stream = [1.0, 2.0, 3.0, 4.0, 0.5], 2, 2500, generator(3, "mask")
     expected = successive_sampling([w**temperature for w in weights], count)
     seen = dict.fromkeys(expected, 0)
@@ -203,6 +207,31 @@ def test_gumbel_is_successive_sampling(temperature):
         mask = sample(scores, count, temperature=temperature, generator=stream)["a"]
         seen[frozenset(mask.nonzero().view(-1).tolist())] += 1
     assert chisquare(list(seen.values()), [draws * c for c in expected.values()]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("count", "scale"), [(3_000, 1.0), (60_000, 1e-30), (250_000, 1e20)])
+def test_gumbel_draws_of_many_have_their_inclusion_probabilities(count, scale, dtype):
+    weights, size = torch.tensor([1e-3, 0.1, 1.0, 30.0, 0.0], dtype=torch.float64), 70_000
+    scores = {"a": (weights * scale).to(dtype).repeat(size)}
+    mask = sample(scores, count, generator=generator(5, "mask"))["a"]
+    drawn = mask.view(size, 5).sum(0).double()
+    assert int(drawn.sum()) == count and drawn[4] == 0
+    # With so many of each, one time separates those that are drawn from those that come later.
+    time = brentq(lambda t: float(-size * torch.expm1(-weights * t).sum()) - count, 0, 1e5)
+    chances = -torch.expm1(-weights[:4] * time)
+    spread = (size * chances * (1 - chances)).clamp(min=1).sqrt()
+    assert float(((drawn[:4] - size * chances) / spread).abs().max()) < 4
+
+
+def test_gumbel_draws_do_not_depend_on_threads():
+    scores, masks = {"a": torch.rand(300_000, generator=generator(6))}, []
+    threads = torch.get_num_threads()
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        masks.append(sample(scores, 20_000, generator=generator(7))["a"])
+    torch.set_num_threads(threads)
+    assert torch.equal(*masks)
 
 
 def test_poisson_draws_independently_with_its_inclusion_probabilities():

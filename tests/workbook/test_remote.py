@@ -33,7 +33,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders of runs that were made; they execute nothing and leave a table, a hidden file and a store."""
     folders: list[Path] = []
 
-    def run(notebook: Any, values: dict[str, Any], folder: Path, wanted: str) -> Outcome:
+    def run(notebook: Any, values: dict[str, Any], folder: Path, wanted: str, *_: object) -> Outcome:
         folders.append(folder)
         (folder / "store").mkdir(parents=True, exist_ok=True)
         (folder / "store" / "x").touch()

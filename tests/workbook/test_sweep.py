@@ -113,7 +113,7 @@ def lth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     asked: list[str] = []
 
-    def run(notebook: Any, values: dict[str, Any], folder: Path, wanted: str) -> Outcome:
+    def run(notebook: Any, values: dict[str, Any], folder: Path, wanted: str, *_: object) -> Outcome:
         asked.append(folder.parent.name)
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"status": "finished", "reason": "", "key": wanted, "seconds": 2.0, "verdicts": {"supported": 1}}
