@@ -24,7 +24,7 @@ from lthlib.finders.scores import (
     random_scores,
     snip_scores,
 )
-from lthlib.finders.synflow import synflow_masks, synflow_scores
+from lthlib.finders.synflow import synflow_masks, synflow_score
 from lthlib.randomness import generator, stream_seed
 from lthlib.ticket import State, Ticket
 
@@ -151,7 +151,7 @@ def synflow(
         return ticket.with_masks(synflow_masks(ticket, wanted_counts(ticket, density, iterations)))
     # Converted once: the scores are in float64, and float32 values come back from it unchanged.
     double = replace(ticket, coefficients={name: c.double() for name, c in ticket.coefficients.items()})
-    last = pruned("synflow", synflow_scores, double, density, sampling, iterations)
+    last = pruned("synflow", synflow_score(double), double, density, sampling, iterations)
     back = {name: last.coefficients[name].to(c.dtype) for name, c in ticket.coefficients.items()}
     return replace(last, coefficients=back)
 

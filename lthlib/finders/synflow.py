@@ -4,7 +4,7 @@ Tanaka et al., "Pruning neural networks without any data by iteratively conservi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -61,11 +61,20 @@ def synflow_scores(ticket: Ticket) -> State:
     and variance 1 whatever the ticket's statistics (one image in training mode would give zero scores). In a bias-free
     network of ReLU-like layers every layer's scores then have the same sum, R (their Theorem 1).
     """
-    leaves = {name: c.detach().double().requires_grad_() for name, c in ticket.effective_coefficients().items()}
-    weights = {name: ticket.bases[name].synthesise(leaf).abs() for name, leaf in leaves.items()}
-    flow = functional_call(structure(ticket.architecture), {**weights, **_others(ticket)}, (_ones(ticket),)).sum()
-    gradients = gradients_of(flow, leaves)
-    return {name: gradient.mul_(leaves[name].detach()).abs_() for name, gradient in gradients.items()}
+    return synflow_score(ticket)(ticket)
+
+
+def synflow_score(start: Ticket) -> Callable[[Ticket], State]:
+    """`synflow_scores` of tickets that have all but coefficients and masks from `start`, set up once for all."""
+    module, others, ones = structure(start.architecture), _others(start), _ones(start)
+
+    def scores(ticket: Ticket) -> State:
+        leaves = {name: c.detach().double().requires_grad_() for name, c in ticket.effective_coefficients().items()}
+        weights = {name: ticket.bases[name].synthesise(leaf).abs() for name, leaf in leaves.items()}
+        gradients = gradients_of(functional_call(module, {**weights, **others}, (ones,)).sum(), leaves)
+        return {name: gradient.mul_(leaves[name].detach()).abs_() for name, gradient in gradients.items()}
+
+    return scores
 
 
 def synflow_masks(ticket: Ticket, counts: Sequence[int]) -> State:
