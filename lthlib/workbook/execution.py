@@ -16,13 +16,13 @@ import nbformat
 import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning import LocalProvisioner
 from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_markdown_cell
 from papermill.exceptions import PapermillExecutionError
 
 from lthlib.evidence.results import NOTEBOOK
 from lthlib.workbook import forks
-from lthlib.workbook.forks import ForkedProvisioner
 from lthlib.workbook.kernel import BACKEND, REPORT
 from lthlib.workbook.workers import ending
 
@@ -94,6 +94,24 @@ def _attempt(
         _forget_paths(target, source.name)
         report = folder / "report.json"
         return Execution(reason, loads(report.read_text(encoding="utf-8")) if report.exists() else {})
+
+
+class ForkedProvisioner(LocalProvisioner):
+    """Starts kernels as forks."""
+
+    async def launch_kernel(self, cmd: list[str], **keywords: Any) -> Any:
+        """Forks a kernel for the arguments that follow `python -m MODULE` in `cmd`."""
+        fork = forks.start().fork(cmd[3:], keywords["env"], keywords["stderr"].name)
+        self.process: Any = fork
+        # It makes itself the leader of its group.
+        self.pid = self.pgid = fork.pid
+        return self.connection_info
+
+    def end(self) -> None:
+        """Ends a kernel that still runs, so that the next can start."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
 
 
 class ThisPython(AsyncKernelManager):

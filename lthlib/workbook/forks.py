@@ -13,9 +13,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from jupyter_client.provisioning import LocalProvisioner
 
 MODULE = "lthlib.workbook.preloaded"
 
@@ -105,7 +102,9 @@ class Fork:
     def send_signal(self, number: int) -> None:
         """Sends it a signal, if it has not ended."""
         if self.returncode is None:
-            os.kill(self.pid, number)
+            # It may have ended without having been heard of.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Ends it at once."""
@@ -122,25 +121,13 @@ _started: list[Preloaded] = []
 def start() -> Preloaded:
     """This process's one, which imports while this process goes on; started where there is none alive."""
     if _started and not _started[0].alive():
-        _started.pop().end()
+        end()
     if not _started:
         _started.append(Preloaded())
     return _started[0]
 
 
-class ForkedProvisioner(LocalProvisioner):
-    """Starts kernels as forks."""
-
-    async def launch_kernel(self, cmd: list[str], **keywords: Any) -> Any:
-        """Forks a kernel for the arguments that follow `python -m MODULE` in `cmd`."""
-        fork = start().fork(cmd[3:], keywords["env"], keywords["stderr"].name)
-        self.process: Any = fork
-        # It makes itself the leader of its group.
-        self.pid = self.pgid = fork.pid
-        return self.connection_info
-
-    def end(self) -> None:
-        """Ends a kernel that still runs, so that the next can start."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+def end() -> None:
+    """Ends this process's one, if there is one."""
+    while _started:
+        _started.pop().end()

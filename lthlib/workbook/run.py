@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from lthlib.errors import InputError
 from lthlib.store import project_path
-from lthlib.workbook import manifest, remote
+from lthlib.workbook import forks, manifest, remote
 from lthlib.workbook.machine import cores
 from lthlib.workbook.notebooks import Notebook, read
 from lthlib.workbook.parameters import check_all
@@ -159,9 +159,12 @@ def _each(
 ) -> Generator[tuple[Task, Outcome | None], None, None]:
     """Each task's beginning and outcome: in workers with the environments `slots`, or here where there are none."""
     if not slots:
-        for task in tasks:
-            yield task, None
-            yield task, work(task)
+        try:
+            for task in tasks:
+                yield task, None
+                yield task, work(task)
+        finally:
+            forks.end()
         return
     with closing(in_workers(work, tasks, slots)) as events:
         for event in events:
@@ -268,12 +271,10 @@ def run_task(task: Task, force: bool = False, patient: bool = True, forked: bool
 
 
 def _run(notebook: Notebook, values: dict[str, Any], folder: Path, wanted: str, forked: bool) -> Outcome:
-    # Here and not above: papermill and nbconvert take seconds, which a skipped notebook need not wait for.
-    from lthlib.workbook import forks
-
     if forked and forks.available():
-        # Its imports and this process's, which follow, go side by side.
+        # Its imports and those of this process go side by side.
         forks.start()
+    # Here and not above: papermill and nbconvert take seconds, which a skipped notebook need not wait for.
     from lthlib.workbook.execution import execute
     from lthlib.workbook.html import write_html
 
