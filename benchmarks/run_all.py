@@ -82,7 +82,7 @@ PARTS = {
     ),
     "saliency": Part(
         "Pruning at initialization and samplers",
-        why="SynFlow's ranking takes 20 ms a round whatever the threads, where its pass takes 94 ms on one and 54 on two",
+        why="SynFlow's ranking takes 20 ms a round whatever the threads, its pass 94 ms on one and 54 ms on two",
     ),
     "searches": Part("Edge-popup"),
     "tensors": Part("Masks, transforms, subset sums"),
