@@ -50,11 +50,13 @@ def check_scores(method: str, scores: Mapping[str, Tensor], *, among: Mapping[st
         live = score if among is None else score[among[name]]
         if live.numel() == 0:
             continue
-        if bool(live.isnan().any()):
+        # One pass, which carries NaN through.
+        least, most = (float(bound) for bound in live.aminmax())
+        if math.isnan(least):
             raise InputError(f"{method} gave NaN scores in layer {name!r} (try float64 or a smaller input scale)")
-        if bool((live == math.inf).any()):
+        if most == math.inf:
             raise InputError(f"{method} gave infinite scores in layer {name!r} (it overflows: use float64)")
-        if not bool(live.any()):
+        if least == most == 0:
             raise InputError(f"{method} gave only zero scores in layer {name!r} (no signal reaches it)")
 
 
