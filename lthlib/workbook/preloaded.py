@@ -24,7 +24,7 @@ from lthlib.workbook import kernel
 # None of them may start a thread, compute with torch or touch a GPU when it is imported: a fork would have none of it.
 # Nor pyplot or matplotlib_inline: who shows their figures is settled in the kernel that first imports them.
 MODULES = (
-    "ipykernel.ipkernel", "ipykernel.kernelapp", "pyarrow.parquet", "torch", "torch.utils.flop_counter",
+    "ipykernel.ipkernel", "ipykernel.kernelapp", "pyarrow.parquet", "torch",
     "lthlib.evidence.curves", "lthlib.evidence.grids", "lthlib.evidence.measure", "lthlib.evidence.results",
     "lthlib.studies.basis", "lthlib.studies.beyond", "lthlib.studies.elastic", "lthlib.studies.saliency",
     "lthlib.studies.strong", "lthlib.studies.universal", "lthlib.widgets.tickets",
