@@ -101,19 +101,20 @@ PARTS = {
 }
 
 
-def measured(name: str, *, tiny: bool, full: bool, data_dir: Path | None) -> dict[str, Any]:
-    """Runs one part; its record: title, command, date, load before it, seconds, rows, or why it failed."""
+def measured(name: str, *, tiny: bool, full: bool, more: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs one part; its record: title, command, date, load before it, seconds, rows, or why it failed.
+
+    `more` are arguments that name folders of this machine, which no record tells.
+    """
     part = PARTS[name]
     arguments = [*(part.tiny if tiny else () if full else part.arguments)]
     record: dict[str, Any] = {"title": part.title, "command": " ".join(["python", f"benchmarks/{name}.py", *arguments])}
     record |= {"why": part.why, "date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": [], "failed": ""}
     record["load"] = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-    if part.data and data_dir is not None:
-        arguments += ["--data-dir", str(data_dir)]
     start = time.perf_counter()
     with TemporaryDirectory(prefix="lth-") as folder:
         file = Path(folder) / "rows.json"
-        command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments, "--json", str(file)]
+        command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments, *more, "--json", str(file)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode == 0:
             record["rows"] = json.loads(file.read_text(encoding="utf-8"))
@@ -156,6 +157,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--full", action="store_true", help="more repeats, and the parts that take long")
     parser.add_argument("--data-dir", type=Path, help="where MNIST lies; parts that can do without take the digits")
+    parser.add_argument("--before", type=Path, help="an older checkout, beside which the quick profile is timed")
     parser.add_argument("--tiny", action="store_true", help="to see that everything runs; its figures mean nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="in place of the project's own record")
     return parser.parse_args(words)
@@ -174,7 +176,9 @@ def main(words: Sequence[str] | None = None) -> int:
     ran = {}
     for number, name in enumerate(names, 1):
         print(f"{number}/{len(names)} {name} ...", end=" ", flush=True, file=sys.stderr)
-        ran[name] = measured(name, tiny=options.tiny, full=options.full, data_dir=options.data_dir)
+        more = ["--data-dir", options.data_dir] if PARTS[name].data and options.data_dir else []
+        more += ["--before", options.before] if name == "quick_profile" and options.before else []
+        ran[name] = measured(name, tiny=options.tiny, full=options.full, more=[str(word) for word in more])
         print(ran[name]["failed"] or f"{ran[name]['seconds']:.0f} s", file=sys.stderr)
         merged = parts | ran
         if file:

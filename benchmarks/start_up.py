@@ -12,7 +12,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
 from reporting import Row, parser, report, timing
 
-ROOMS = "import torch; import lthlib.training, lthlib.finders.magnitude, lthlib.finders.saliency"
+ROOMS = "import torch; import lthlib.training, lthlib.finders.imp, lthlib.finders.find"
 
 
 def process(*arguments: str) -> Callable[[], object]:

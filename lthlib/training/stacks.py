@@ -19,6 +19,8 @@ from lthlib.training.stacked_layers import REGISTER, can_stack
 
 # On the CPU, wider convolutions fill its registers by themselves, and a stack only takes more of its caches.
 NARROW = 8
+# A bias of a convolution is added, and its gradient summed, by passes of their own, which cost more on larger images.
+LARGEST_WITH_BIAS = 14 * 14
 # How many networks fill a register at most for stacks to pay.
 MOST_TWINS = 4
 # Bytes of a stack's widest activation that a core's caches hold beside all else.
@@ -59,6 +61,11 @@ def _channels(architecture: Architecture) -> tuple[int, ...]:
     return tuple(layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d))
 
 
+@lru_cache(maxsize=256)
+def _has_biases(architecture: Architecture) -> bool:
+    return any(isinstance(layer, nn.Conv2d) and layer.bias is not None for layer in skeleton(architecture).modules())
+
+
 def _twins(channels: Sequence[int]) -> int:
     """What the height of a stack must be a multiple of, so that its channels fill whole registers.
 
@@ -72,10 +79,13 @@ def _kind(ticket: Ticket, device: torch.device) -> type[Network]:
     """By the architecture and the device alone: the same replicate rounds otherwise in another kind of network."""
     if is_linear(ticket):
         return LinearStack
-    channels = _channels(with_factory(ticket.architecture))
-    if not channels or (device.type == "cpu" and (min(channels) > NARROW or _twins(channels) > MOST_TWINS)):
+    architecture = with_factory(ticket.architecture)
+    channels, (_, *sides) = _channels(architecture), architecture.input_shape
+    if not channels:
         return SingleNetwork
-    return ConvolutionStack
+    pays = min(channels) <= NARROW and _twins(channels) <= MOST_TWINS
+    pays &= math.prod(sides) <= LARGEST_WITH_BIAS or not _has_biases(architecture)
+    return ConvolutionStack if pays or device.type != "cpu" else SingleNetwork
 
 
 def stack_key(ticket: Ticket, device: torch.device, state_in: str = "coefficients") -> object | None:

@@ -163,6 +163,8 @@ def test_what_trains_as_a_stack(digits: Dataset) -> None:
         (ticket,) = initial_tickets(architecture(name, digits.input_shape, 10), [0])
         assert stack_key(ticket, CPU) is None, name
         assert isinstance(network([ticket], CPU, torch.float32), SingleNetwork)
+    (large,) = tickets_of(VGG, larger(digits, 28), 1)
+    assert stack_key(large, CPU) is None, "its convolutions have biases"
     (wide,) = tickets_of("resnet-8", digits, 1)
     assert stack_key(wide, torch.device("cuda")) is not None
     assert not can_stack(skeleton(architecture("lenet-12-7", digits.input_shape, 10)))
@@ -179,5 +181,5 @@ def test_stacks_are_even_and_fit_the_caches(digits: Dataset, monkeypatch: pytest
     assert heights(RESNET, digits, 32, 16) == [8, 8]
     assert heights(RESNET, digits, 32, 5) == [4, 1]
     assert heights(RESNET, larger(digits, 28), 128, 8) == [2, 2, 2, 2]
-    assert heights("conv-2-w4", larger(digits, 28), 512, 8) == [4, 4], "channels that fill a register"
+    assert heights("resnet-8-w4", larger(digits, 28), 512, 8) == [4, 4], "channels that fill a register"
     assert heights("resnet-8", digits, 32, 3) == [1, 1, 1]
