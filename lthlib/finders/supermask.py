@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -25,10 +24,9 @@ from lthlib.models.initial import initial_state
 from lthlib.randomness import generator
 from lthlib.store import Store, sources_digest, write_json
 from lthlib.ticket import Ticket, dense_ticket
-from lthlib.training.parallel import values_of
 from lthlib.training.recipe import OPTIMIZERS, Recipe
-from lthlib.training.stacks import groups, with_twins
-from lthlib.training.train import ROOMS, in_order
+from lthlib.training.stacks import in_stacks
+from lthlib.training.train import ROOMS
 
 __all__ = [
     "METHODS",
@@ -126,23 +124,13 @@ def find_supermasks(
         _refuse(source, settings, task)
     device = task.inputs.device
 
-    def search(members: Sequence[Ticket], stop: Event) -> list[SearchedMask]:
-        def run(every: list[Ticket]) -> list[SearchedMask]:
-            return Search(every, settings, recipe, task).run(progress, stop)
-
-        return with_twins(list(members), device, run)
+    def search(stack: list[Ticket], stop: Event) -> list[SearchedMask]:
+        return Search(stack, settings, recipe, task).run(progress, stop)
 
     def work(indices: list[int]) -> Iterator[SearchedMask]:
-        wanted = [sources[i] for i in indices]
-        beside, in_turn = groups(wanted, device, recipe.batch_size, "coefficients", len(sources))
-        stacks = beside + in_turn
-        # On the CPU a core each: not even those that could have all cores wait for each other inside a product.
-        tasks = [partial(search, [wanted[i] for i in stack]) for stack in stacks]
-        values: dict[int, SearchedMask] = {}
-        pending = list(range(len(wanted)))
-        for stack, found in zip(stacks, values_of(tasks, device), strict=True):
-            values |= zip(stack, found, strict=True)
-            yield from in_order(pending, values)
+        # As if many were asked for: a core each, even where they could have all cores and wait for each other there.
+        asked = max(len(sources), torch.get_num_threads())
+        return in_stacks([sources[i] for i in indices], device, search, batch=recipe.batch_size, asked=asked)
 
     if store is None:
         return list(work(list(range(len(sources)))))

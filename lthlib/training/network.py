@@ -121,11 +121,9 @@ class Network:
     @torch.no_grad()
     def put(self, states: Sequence[State]) -> None:
         """Gives each ticket the values of its own state, for the leaves and other trained parameters that it names."""
+        trained = self.leaves | self.affine
         for name in states[0]:
-            self._parameter(name).copy_(self._join([state[name] for state in states]))
-
-    def _parameter(self, name: str) -> Tensor:
-        return self.leaves[name] if name in self.leaves else self.affine[name]
+            trained[name].copy_(self._join([state[name] for state in states]))
 
     def each(self, state: State) -> list[State]:
         """Tensors with this network's leading axes as one state (of views) for each ticket."""

@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from itertools import chain
+from threading import Event
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from lthlib.ticket import Ticket
 from lthlib.training.linear_stack import LinearStack, is_linear_sequence
 from lthlib.training.module_networks import ConvolutionStack, SingleNetwork, is_common
 from lthlib.training.network import Network
-from lthlib.training.parallel import shares
+from lthlib.training.parallel import Value, shares, values_of
 from lthlib.training.stacked_layers import REGISTER, can_stack
 
 # On the CPU, wider convolutions fill its registers by themselves, and a stack only takes more of its caches.
@@ -27,8 +28,6 @@ MOST_TWINS = 4
 CACHE = 2**22
 # Networks of convolutions in a stack, at most: more gains nothing that was measured.
 HIGHEST, HIGHEST_ON_GPU = 8, 16
-
-Value = TypeVar("Value")
 
 
 def network(
@@ -137,9 +136,32 @@ def _height(ticket: Ticket, batch: int) -> int:
     return min(HIGHEST, max(_twins(channels), CACHE // (4 * batch * min(channels) * math.prod(sides))))
 
 
-def with_twins(tickets: list[Ticket], device: torch.device, work: Callable[[list[Ticket]], list[Value]]) -> list[Value]:
-    """`work` on tickets that are one network, filled up with twins where a stack of convolutions needs that."""
-    if _kind(tickets[0], device) is not ConvolutionStack:
-        return work(tickets)
-    missing = -len(tickets) % _twins(_channels(tickets[0].architecture))
-    return work(tickets + tickets[:1] * missing)[: len(tickets)]
+def in_stacks(
+    tickets: Sequence[Ticket],
+    device: torch.device,
+    work: Callable[[list[Ticket], Event], list[Value]],
+    *,
+    batch: int,
+    state_in: str = "coefficients",
+    asked: int,
+) -> Iterator[Value]:
+    """A value for each ticket, in their order and as soon as it is there, from `work(stack, stop)` on their `groups`.
+
+    A stack of convolutions is filled up with twins, whose values are dropped.
+    """
+    beside, in_turn = groups(tickets, device, batch, state_in, asked)
+
+    def run(stack: list[int], stop: Event) -> list[Value]:
+        members = [tickets[i] for i in stack]
+        missing = 0
+        if _kind(members[0], device) is ConvolutionStack:
+            missing = -len(members) % _twins(_channels(members[0].architecture))
+        return work(members + members[:1] * missing, stop)[: len(members)]
+
+    values: dict[int, Value] = {}
+    pending = list(range(len(tickets)))
+    together = zip(beside, values_of([partial(run, stack) for stack in beside], device), strict=True)
+    for stack, given in chain(together, ((stack, run(stack, Event())) for stack in in_turn)):
+        values |= zip(stack, given, strict=True)
+        while pending and pending[0] in values:
+            yield values.pop(pending.pop(0))

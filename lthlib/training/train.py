@@ -8,9 +8,7 @@ Every replicate has its own data order and augmentation, fixed by its seed, and 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
 from threading import Event
 
@@ -24,10 +22,9 @@ from lthlib.ticket import Ticket
 from lthlib.training.batches import prepared
 from lthlib.training.loop import CHUNK, Evaluation, Trained, _evaluate, _Job
 from lthlib.training.mask_updates import MaskUpdates, refuse_unchangeable
-from lthlib.training.parallel import Value, values_of
 from lthlib.training.proximal import Penalty
 from lthlib.training.recipe import DTYPES, Recipe
-from lthlib.training.stacks import groups, network, with_twins
+from lthlib.training.stacks import in_stacks, network
 
 # Whose sources fix what a training gives; a stored training of other sources is not reused.
 ROOMS = ("axes", "basis", "data", "models", "randomness", "rounding", "ticket", "training")
@@ -72,18 +69,10 @@ def train(
     def work(indices: list[int]) -> Iterator[Trained]:
         """In the order of `indices`, each as soon as it is there, so that a store keeps what a killed run finished."""
         job = _Job(recipe, data, start_step, tuple(snapshots), penalty, mask_updates)
-        results: dict[int, Trained] = {}
-        pending, asked = list(indices), len(tickets)
-        beside, in_turn = groups([tickets[i] for i in indices], data.device, recipe.batch_size, recipe.state_in, asked)
-
-        def run(stack: list[int], stop: Event) -> list[Trained]:
-            members = [tickets[indices[i]] for i in stack]
-            return with_twins(members, data.device, lambda members: job.run(members, progress, stop))
-
-        together = zip(beside, values_of([partial(run, stack) for stack in beside], data.device), strict=True)
-        for stack, trained in chain(together, ((stack, run(stack, Event())) for stack in in_turn)):
-            results |= zip([indices[i] for i in stack], trained, strict=True)
-            yield from in_order(pending, results)
+        return in_stacks(
+            [tickets[i] for i in indices], data.device, lambda stack, stop: job.run(stack, progress, stop),
+            batch=recipe.batch_size, state_in=recipe.state_in, asked=len(tickets),
+        )  # fmt: skip
 
     if store is None:
         return list(work(list(range(len(tickets)))))
@@ -101,12 +90,6 @@ def train(
         common["mask_updates"] = mask_updates.key()
     keys = [{**common, "ticket": ticket.digest(), "seed": ticket.seed} for ticket in tickets]
     return store.compute(keys, work, _save, _load)
-
-
-def in_order(pending: list[int], results: dict[int, Value]) -> Iterator[Value]:
-    """Takes from both what is next in order and there."""
-    while pending and pending[0] in results:
-        yield results.pop(pending.pop(0))
 
 
 def _fingerprint(data: Dataset) -> str:
@@ -146,18 +129,11 @@ def evaluate(
         raise unknown("split", split, SPLITS)
     labels = getattr(data, split).labels
 
-    def judged(members: list[Ticket]) -> list[Evaluation]:
-        net = network(members, data.device, DTYPES[precision])
+    def judged(stack: list[Ticket], _: Event) -> list[Evaluation]:
+        net = network(stack, data.device, DTYPES[precision])
         return _evaluate(net, prepared(net, data, split, DTYPES[precision]), labels, precision)
 
-    def measured(stack: list[int], _: Event) -> list[Evaluation]:
-        return with_twins([tickets[i] for i in stack], data.device, judged)
-
-    beside, in_turn = groups(tickets, data.device, CHUNK, "coefficients", len(tickets))
-    together = zip(beside, values_of([partial(measured, stack) for stack in beside], data.device), strict=True)
-    alone = ((stack, measured(stack, Event())) for stack in in_turn)
-    results = {i: value for stack, part in chain(together, alone) for i, value in zip(stack, part, strict=True)}
-    return [results[i] for i in range(len(tickets))]
+    return list(in_stacks(tickets, data.device, judged, batch=CHUNK, asked=len(tickets)))
 
 
 def _refuse_misfits(tickets: Sequence[Ticket], data: Dataset) -> None:
