@@ -8,25 +8,14 @@ import statistics
 import time
 from collections.abc import Callable
 
-import torch
+from images import CIFAR, MNIST, random_images
 from reporting import Row, parser, report
-from train_lenet import mnist_shaped
 
-from lthlib.data import Dataset, Split
+from lthlib.data import Dataset
 from lthlib.models.architecture import architecture
 from lthlib.ticket import Ticket, bases_for, initial_tickets
 from lthlib.training.recipe import Recipe
 from lthlib.training.train import train
-
-
-def cifar_shaped(examples: int) -> Dataset:
-    """Random bytes in CIFAR's shape."""
-    source = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (examples, 3, 32, 32), generator=source, dtype=torch.uint8)
-    part = Split(images, torch.randint(10, (examples,), generator=source))
-    one = Split(images[:16], part.labels[:16])
-    mean, std = (127.5,) * 3, (73.9,) * 3
-    return Dataset("cifar-shaped", part, one, one, classes=10, mean=mean, std=std, augmentation="none")
 
 
 def step_seconds(tickets: list[Ticket], dataset: Dataset, epochs: int) -> Callable[[], float]:
@@ -76,8 +65,10 @@ def main() -> None:
         ("dct", "haar", "hadamard", "random"), both
     )
     resnet = dict.fromkeys(("dct@kernel", "dct", "hadamard", "random"), "<= 1.15")
-    rows = overhead("lenet-300-100", 4, mnist_shaped(chosen.lenet_examples), lenet, chosen.repeats, chosen.epochs)
-    rows += overhead("resnet-20", 1, cifar_shaped(chosen.resnet_examples), resnet, chosen.repeats, 1)
+    rows = overhead(
+        "lenet-300-100", 4, random_images(MNIST, chosen.lenet_examples), lenet, chosen.repeats, chosen.epochs
+    )
+    rows += overhead("resnet-20", 1, random_images(CIFAR, chosen.resnet_examples, 16), resnet, chosen.repeats, 1)
     report(rows, chosen.json)
 
 

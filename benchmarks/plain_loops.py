@@ -8,10 +8,10 @@ import statistics
 import time
 
 import torch
+from images import MNIST, random_images
 from limits import forward_backward
 from plain import masked, step_seconds
 from reporting import Row, parser, report
-from train_lenet import mnist_shaped
 from train_resnet import augmented
 
 from lthlib.data import Dataset
@@ -60,7 +60,7 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=3)
     tiny = (options := arguments.parse_args()).tiny
     batch, repeats = (16, 1) if tiny else (128, options.repeats)
-    lenet = mnist_shaped(batch * (2 if tiny else 100))
+    lenet = random_images(MNIST, batch * (2 if tiny else 100))
     images = augmented(batch * (2 if tiny else 4))
     torch.manual_seed(0)  # of the plain loop's shuffling and crops alone
     rows = rows_of("lenet-24-16" if tiny else "lenet-300-100", lenet, batch, 4, repeats, None if tiny else ">= 8")

@@ -8,13 +8,13 @@ import time
 from typing import Any
 
 import torch
+from images import MNIST, random_images
 from limits import forward_backward
 from plain import step_seconds
 from reporting import Row, parser, report
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
-from train_lenet import mnist_shaped
 from train_resnet import augmented
 
 from lthlib.data import Dataset
@@ -84,7 +84,7 @@ def main() -> None:
     tiny = (options := arguments.parse_args()).tiny
     batch, repeats = (16, 1) if tiny else (128, 3)
     torch.manual_seed(0)  # of the plain loop's shuffling, crops and scores alone
-    lenet, images = mnist_shaped(batch * (2 if tiny else 40)), augmented(batch * (2 if tiny else 4))
+    lenet, images = random_images(MNIST, batch * (2 if tiny else 40)), augmented(batch * (2 if tiny else 4))
     rows = [rows_of("lenet-24-16" if tiny else "lenet-300-100", lenet, batch, repeats, 2)]
     rows.append(rows_of("resnet-8-w4" if tiny else "conv-2", images, batch, repeats, 2))
     report(rows, options.json)

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 
 import torch
+from images import random_images
 from limits import gemm_rate
 from reporting import Row, parser, report
 
 from lthlib import data
-from lthlib.data import Dataset, Split
+from lthlib.data import Dataset
 from lthlib.models.architecture import architecture, skeleton
 from lthlib.ticket import Ticket, initial_tickets
 from lthlib.training.batches import Batches
@@ -74,18 +75,6 @@ def linear_row(name: str, goal: str | None, images: Dataset, count: int, recipe:
     return Row(label, stacked, "s", work / gemm_rate(size), None, single, goal)
 
 
-def random_images(side: int, channels: int, batch: int) -> Dataset:
-    """Random bytes, two batches of them: speed does not depend on what images show."""
-    source = torch.Generator().manual_seed(0)
-
-    def split(count: int) -> Split:
-        images = torch.randint(256, (count, channels, side, side), generator=source, dtype=torch.uint8)
-        return Split(images, torch.randint(10, (count,), generator=source))
-
-    parts = split(2 * batch), split(10), split(10)
-    return Dataset("random", *parts, 10, (127.5,) * channels, (73.9,) * channels, augmentation="none")
-
-
 def stepping(net: Network, images: Dataset, recipe: Recipe) -> Callable[[], object]:
     """A step of the network: its batch gathered, forward, backward, update."""
     batches, move = Batches(net, images, recipe, torch.float32), step_of(net, recipe, CPU)
@@ -94,7 +83,7 @@ def stepping(net: Network, images: Dataset, recipe: Recipe) -> Callable[[], obje
 
 def convolutional_row(name: str, side: int, channels: int, batch: int, goal: str | None, repeats: int) -> Row:
     """Milliseconds a step a network on one core, stacked and alone."""
-    images, recipe = random_images(side, channels, batch), Recipe(batch_size=batch, learning_rate=0.01)
+    images, recipe = random_images((channels, side, side), 2 * batch, 10), Recipe(batch_size=batch, learning_rate=0.01)
     tickets = initial_tickets(architecture(name, images.input_shape, 10), range(16))
     beside, alone = groups(tickets, CPU, batch, "coefficients", len(tickets))
     stack: list[Ticket] = [tickets[index] for index in (beside + alone)[0]]

@@ -9,27 +9,16 @@ import statistics
 import time
 
 import torch
+from images import MNIST, random_images
 from limits import gemm_rate
 from reporting import Row, parser, report
 
-from lthlib.data import Dataset, Split
+from lthlib.data import Dataset
 from lthlib.finders.controls import random_mask
 from lthlib.models.architecture import architecture
 from lthlib.ticket import initial_tickets
 from lthlib.training.recipe import Recipe
 from lthlib.training.train import train
-
-
-def mnist_shaped(examples: int, validation: int = 100) -> Dataset:
-    """Random bytes in MNIST's shape: speed does not depend on what the images show."""
-    source = torch.Generator().manual_seed(0)
-
-    def split(count: int) -> Split:
-        images = torch.randint(256, (count, 1, 28, 28), generator=source, dtype=torch.uint8)
-        return Split(images, torch.randint(10, (count,), generator=source))
-
-    parts = split(examples), split(validation), split(validation)
-    return Dataset("mnist-shaped", *parts, classes=10, mean=(127.5,), std=(73.9,), augmentation="none")
 
 
 def seconds_an_epoch(
@@ -57,7 +46,7 @@ def main() -> None:
     arguments.add_argument("--examples", type=int, default=30_000)
     arguments.add_argument("--epochs", type=int, default=5)
     chosen = arguments.parse_args()
-    dataset = mnist_shaped(chosen.examples)
+    dataset = random_images(MNIST, chosen.examples)
     first, others = 784 * 300, 300 * 100 + 100 * 10
     work = chosen.examples * (4 * first + 6 * others) / 1e9
     rows = []

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from basis_overhead import cifar_shaped
+from images import CIFAR, random_images
 from reporting import Row, parser, report
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,32 +53,32 @@ def in_turn(measures: dict[str, Measure], repeats: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
-    """Wall seconds of `work`, with all that it gave to the device done."""
-    if device == "cuda":
+def seconds(work: Callable[[], object]) -> float:
+    """Wall seconds of `work`, with all that it gave to a GPU done."""
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
     work()
-    if device == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def product(dtype: torch.dtype, device: str, size: int) -> Measure:
+def product(dtype: torch.dtype, size: int) -> Measure:
     """GFLOP/s of a square matrix product."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return lambda: 2 * size**3 / seconds(lambda: a @ b, device) / 1e9
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    return lambda: 2 * size**3 / seconds(lambda: a @ b) / 1e9
 
 
-def step(tickets: list[Ticket], dataset: Dataset, recipe: Recipe, device: str) -> Measure:
+def step(tickets: list[Ticket], dataset: Dataset, recipe: Recipe) -> Measure:
     """Seconds of one step of training the next of `tickets`; the set-up around the steps included."""
     steps, following = recipe.steps(len(dataset.train.labels)), itertools.cycle(tickets)
-    return lambda: seconds(lambda: train([next(following)], recipe, dataset), device) / steps
+    return lambda: seconds(lambda: train([next(following)], recipe, dataset)) / steps
 
 
-def convolutions(chosen: Architecture, batch: int, dtype: torch.dtype, device: str) -> Measure:
+def convolutions(chosen: Architecture, batch: int, dtype: torch.dtype) -> Measure:
     """Seconds of all convolutions of one step, each by itself, forward and backward, in channels_last."""
-    module = build(chosen).to(device=device, memory_format=torch.channels_last)
+    module = build(chosen).to(memory_format=torch.channels_last)
     work: list[Callable[[], object]] = []
 
     def record(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -95,12 +95,12 @@ def convolutions(chosen: Architecture, batch: int, dtype: torch.dtype, device: s
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(record)
-    images = torch.randn(batch, *chosen.input_shape, device=device)
+    images = torch.randn(batch, *chosen.input_shape)
     module(images.contiguous(memory_format=torch.channels_last))
-    return lambda: seconds(lambda: [one() for one in work], device)
+    return lambda: seconds(lambda: [one() for one in work])
 
 
-def rows_of(model: str, dataset: Dataset, batch: int, device: str, size: int, repeats: int) -> list[Row]:
+def rows_of(model: str, dataset: Dataset, batch: int, size: int, repeats: int) -> list[Row]:
     """Seconds a step in fp32 and bf16, dense and under masks, and shares of the matrix-product rate."""
     chosen = architecture(model, dataset.input_shape, 10)
     (ticket,) = initial_tickets(chosen, [0])
@@ -113,19 +113,19 @@ def rows_of(model: str, dataset: Dataset, batch: int, device: str, size: int, re
     for precision, dtype in TYPES.items():
         recipe = Recipe(batch_size=batch, epochs=1, evaluations=1, precision=precision)
         measures |= {
-            f"{precision} product": product(dtype, device, size),
-            f"{precision} step": step([ticket], dataset, recipe, device),
-            f"{precision} masked": step(masked, dataset, recipe, device),
-            f"{precision} convolutions": convolutions(chosen, batch, dtype, device),
+            f"{precision} product": product(dtype, size),
+            f"{precision} step": step([ticket], dataset, recipe),
+            f"{precision} masked": step(masked, dataset, recipe),
+            f"{precision} convolutions": convolutions(chosen, batch, dtype),
         }
     taken = in_turn(measures, repeats)
     has_bf16 = taken["bf16 product"] > 1.5 * taken["fp32 product"]
-    name, rows = f"{model}, {device}", []
+    name, rows = f"{model}, cpu", []
     for precision in TYPES:
         dense, limit = taken[f"{precision} step"], taken[f"{precision} product"]
         beside = None if precision == "fp32" else taken["fp32 step"]
-        goal = "<= 0.5556" if precision == "bf16" and has_bf16 and device == "cpu" else None
-        share = ">= 0.75" if precision == "fp32" and device == "cpu" else None
+        goal = "<= 0.5556" if precision == "bf16" and has_bf16 else None
+        share = ">= 0.75" if precision == "fp32" else None
         alone = in_convolutions / taken[f"{precision} convolutions"]
         rows += [
             Row(f"{name}, {precision}: a step of {batch}", dense, "s", beside, goal),
@@ -157,9 +157,9 @@ def gpu_rows(model: str, dataset: Dataset, batch: int, steps: int) -> list[Row]:
             for number in range(count):
                 move(*batches.at(number), 0.01)
 
-        first = seconds(lambda run=run: run(1), "cuda")
+        first = seconds(lambda run=run: run(1))
         run(20)  # the capture among them
-        rates.append(net.count * batch * steps / seconds(lambda run=run: run(steps), "cuda"))
+        rates.append(net.count * batch * steps / seconds(lambda run=run: run(steps)))
     name, minutes = f"{model}, cuda, bf16, density 0.1", IMAGES_OF_IMP / rates[1] / 60
     return [
         Row(f"{name}: training, one network's captured step", rates[0], "images/s"),
@@ -181,7 +181,7 @@ def main() -> None:
     tiny = options.tiny
     model, batch = ("resnet-8-w4", 16) if tiny else (options.model, options.batch)
     steps, repeats, size = (2, 1, 256) if tiny else (options.steps, options.repeats, 2048)
-    rows = rows_of(model, augmented(batch * steps), batch, "cpu", size, repeats)
+    rows = rows_of(model, augmented(batch * steps), batch, size, repeats)
     if torch.cuda.is_available():
         many = augmented(batch * (steps if tiny else 200)).to("cuda")
         rows += gpu_rows(model, many, batch, 5 if tiny else 200)
@@ -191,7 +191,7 @@ def main() -> None:
 
 def augmented(examples: int) -> Dataset:
     """CIFAR-shaped random bytes with CIFAR's augmentation."""
-    return replace(cifar_shaped(examples), augmentation="crop-flip")
+    return replace(random_images(CIFAR, examples, 16), augmentation="crop-flip")
 
 
 if __name__ == "__main__":
